@@ -1,0 +1,322 @@
+"""Calling functions: which of the tools on offer fits, which words of the request are its arguments, what came back.
+
+Function names are a verb and a noun, parameters come from one pool, values are mostly invented words: what remains to
+be learnt is to match and to copy. The nouns in UNSEEN_NOUNS never occur in training.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ossia.demo.curriculum.sample import Effort, Message, Sample, assistant, draw_date, draw_effort, opening, user
+from ossia.demo.curriculum.words import COLORS, city, code, email, first_name, person, phrase
+
+ASKING_VERBS = "get find check look_up fetch read count show".split()
+DOING_VERBS = "book create cancel send update delete start stop order open reserve schedule save print move share".split()
+NOUNS = (
+    "weather forecast flight hotel room ticket train table meeting event reminder note task message report order parcel "
+    "package payment price rate score game song playlist movie book course lesson recipe menu temperature humidity light "
+    "lamp door heater printer camera file folder document photo contact address account profile password_hint route map "
+    "taxi car bike bus ship station hospital doctor appointment visit sale product stock item cart review comment post "
+    "channel ticket_price exchange_rate bank_balance user team project budget contract survey job machine server backup"
+).split()
+UNSEEN_NOUNS = "alarm invoice museum garden subscription elevator library pizza telescope voucher".split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter: how it is declared, how a request mentions it, and how a value is drawn."""
+
+    name: str
+    type: str
+    description: str
+    phrase: str
+    draw: Callable[[Random], Any]
+    enum: tuple[str, ...] = ()
+
+
+def _date(rng: Random) -> str:
+    return f"{rng.randint(2024, 2027)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+
+
+def _time(rng: Random) -> str:
+    return f"{rng.randint(0, 23):02d}:{rng.choice((0, 15, 30, 45)):02d}"
+
+
+def _up_to(limit: int) -> Callable[[Random], int]:
+    return lambda rng: rng.randint(1, limit)
+
+
+def _one_of(*values: str) -> Callable[[Random], str]:
+    return lambda rng: rng.choice(values)
+
+
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter(name="city", type="string", description="Name of the city.", phrase="in {v}", draw=city),
+    Parameter(name="location", type="string", description="The place.", phrase="at {v}", draw=city),
+    Parameter(name="origin", type="string", description="Where it starts.", phrase="from {v}", draw=city),
+    Parameter(name="destination", type="string", description="Where it goes.", phrase="to {v}", draw=city),
+    Parameter(name="name", type="string", description="Name of the person.", phrase="for {v}", draw=person),
+    Parameter(name="recipient", type="string", description="Who receives it.", phrase="to {v}", draw=first_name),
+    Parameter(name="owner", type="string", description="Who owns it.", phrase="owned by {v}", draw=person),
+    Parameter(name="email", type="string", description="Email address.", phrase="with email {v}", draw=email),
+    Parameter(name="title", type="string", description="The title.", phrase='called "{v}"', draw=phrase),
+    Parameter(name="text", type="string", description="The text.", phrase='with the text "{v}"', draw=phrase),
+    Parameter(name="id", type="string", description="Reference code.", phrase="with id {v}", draw=code),
+    Parameter(name="date", type="string", description="Date, YYYY-MM-DD.", phrase="on {v}", draw=_date),
+    Parameter(name="time", type="string", description="Time, HH:MM.", phrase="at {v}", draw=_time),
+    Parameter(name="days", type="integer", description="Number of days.", phrase="for {v} days", draw=_up_to(30)),
+    Parameter(name="count", type="integer", description="How many.", phrase="with count {v}", draw=_up_to(99)),
+    Parameter(name="number", type="integer", description="The number.", phrase="number {v}", draw=_up_to(999)),
+    Parameter(name="limit", type="integer", description="At most so many.", phrase="with limit {v}", draw=_up_to(50)),
+    Parameter(name="people", type="integer", description="Number of people.", phrase="for {v} people", draw=_up_to(12)),
+    Parameter(
+        name="unit", type="string", description="Unit of the answer.", phrase="in {v}",
+        draw=_one_of("celsius", "fahrenheit"), enum=("celsius", "fahrenheit"),
+    ),
+    Parameter(
+        name="color", type="string", description="The color.", phrase="in {v}", draw=_one_of(*COLORS[:4]),
+        enum=tuple(COLORS[:4]),
+    ),
+    Parameter(
+        name="size", type="string", description="The size.", phrase="in size {v}",
+        draw=_one_of("small", "medium", "large"), enum=("small", "medium", "large"),
+    ),
+    Parameter(
+        name="priority", type="string", description="How urgent.", phrase="with {v} priority",
+        draw=_one_of("low", "normal", "high"), enum=("low", "normal", "high"),
+    ),
+    Parameter(
+        name="currency", type="string", description="The currency.", phrase="in {v}",
+        draw=_one_of("EUR", "USD", "GBP"), enum=("EUR", "USD", "GBP"),
+    ),
+    Parameter(
+        name="urgent", type="boolean", description="Whether it is urgent.", phrase="with urgent {v}",
+        draw=lambda rng: rng.random() < 0.5,
+    ),
+    Parameter(
+        name="private", type="boolean", description="Whether it is private.", phrase="with private {v}",
+        draw=lambda rng: rng.random() < 0.5,
+    ),
+)  # fmt: skip
+_CLASHES = ({"city", "location", "time"}, {"destination", "recipient"}, {"unit", "color", "currency", "city"})
+"""Parameters whose phrases could be taken for each other."""
+
+REQUESTS = (
+    "{V} the {r}.", "{V} the {r}.", "{V} the {r}, please.", "Please {v} the {r}.", "Can you {v} the {r}?",
+    "Could you {v} the {r}?", "I want you to {v} the {r}.", "I need to {v} the {r}.", "Help me {v} the {r}.",
+    "Now {v} the {r}.", "Use a tool to {v} the {r}.", "{v} the {r}", "Would you {v} the {r}?", "Hi! {V} the {r}.",
+)  # fmt: skip
+
+RESULTS: dict[str, Callable[[Random], Any]] = {
+    "status": _one_of("ok", "open", "closed", "ready", "late", "full", "active", "pending"),
+    "value": lambda rng: rng.randint(-20, 999),
+    "total": lambda rng: rng.randint(0, 9999),
+    "price": lambda rng: rng.randint(1, 999),
+    "id": code,
+    "time": _time,
+    "date": _date,
+    "place": city,
+    "owner": person,
+    "color": _one_of(*COLORS),
+}
+ERRORS = ("not found", "no access", "timed out", "service is down", "wrong id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A tool that could be on offer."""
+
+    verb: str
+    noun: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.verb}_{self.noun}"
+
+    @property
+    def action(self) -> str:
+        return self.verb.replace("_", " ")
+
+    @property
+    def thing(self) -> str:
+        return self.noun.replace("_", " ")
+
+    def declaration(self) -> dict[str, Any]:
+        """OpenAI's form; every parameter is required."""
+        properties: dict[str, Any] = {}
+        for parameter in self.parameters:
+            properties[parameter.name] = {"type": parameter.type, "description": parameter.description}
+            if parameter.enum:
+                properties[parameter.name]["enum"] = list(parameter.enum)
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": f"{self.action.capitalize()} the {self.thing}.",
+                "parameters": {
+                    "type": "object",
+                    "properties": properties,
+                    "required": [parameter.name for parameter in self.parameters],
+                },
+            },
+        }
+
+
+def _function(rng: Random, nouns: list[str]) -> Function:
+    chosen: list[Parameter] = []
+    for parameter in rng.sample(PARAMETERS, 6)[: rng.choice((1, 1, 2, 2, 3))]:
+        names = {other.name for other in chosen}
+        if not any(parameter.name in clash and names & clash for clash in _CLASHES):
+            chosen.append(parameter)
+    return Function(verb=rng.choice(ASKING_VERBS + DOING_VERBS), noun=rng.choice(nouns), parameters=tuple(chosen))
+
+
+def functions(rng: Random, count: int, nouns: list[str]) -> list[Function]:
+    """Tools of different names; now and then two share their noun, so that the verb has to be read."""
+    found: list[Function] = []
+    while len(found) < count:
+        function = _function(rng, nouns if not found or rng.random() < 0.75 else [found[0].noun])
+        if function.name not in {other.name for other in found}:
+            found.append(function)
+    rng.shuffle(found)
+    return found
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def request(rng: Random, function: Function, arguments: dict[str, Any]) -> str:
+    """The user's words; they name each argument, in an order of their own."""
+    phrases = [parameter.phrase.format(v=_said(arguments[parameter.name])) for parameter in function.parameters]
+    rng.shuffle(phrases)
+    rest = " ".join([function.thing, *phrases])
+    return rng.choice(REQUESTS).format(V=function.action.capitalize(), v=function.action, r=rest)
+
+
+def _reason(offered: list[Function], function: Function, arguments: dict[str, Any], effort: Effort) -> str:
+    named = ", ".join(f"{name}={_said(value)}" for name, value in arguments.items())
+    if effort == "low":
+        return f"Use {function.name}: {named}"
+    lines = [f"The user wants to {function.action} the {function.thing}."]
+    if effort == "high":
+        for other in offered:
+            fits = "this fits" if other is function else "not this"
+            lines.append(f"{other.name}: {fits}.")
+    lines.append(f"Use {function.name}: {named}")
+    if effort == "high":
+        for parameter in function.parameters:
+            lines.append(f"{parameter.name} is {parameter.type}: {_said(arguments[parameter.name])}.")
+    return "\n".join(lines)
+
+
+def _call(function: Function, arguments: dict[str, Any], reasoning: str) -> Message:
+    return {
+        "role": "assistant",
+        "reasoning": reasoning,
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": function.name, "arguments": json.dumps(arguments, separators=(",", ":"))},
+            }
+        ],
+    }
+
+
+def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, Message, tuple[str, ...]]:
+    """The tool's result, the final answer made of it, and what that answer must contain."""
+    if rng.random() < 0.1:
+        error = rng.choice(ERRORS)
+        result: dict[str, Any] = {"error": error}
+        final, keywords = f"I could not {function.action} the {function.thing}: {error}.", (error,)
+        thought = "The tool failed."
+    else:
+        result = {name: RESULTS[name](rng) for name in rng.sample(sorted(RESULTS), rng.choice((1, 1, 2)))}
+        told = " and ".join(f"{name} is {value}" for name, value in result.items())
+        opened = f"Here is the {function.thing}" if function.verb in ASKING_VERBS else f"Done with the {function.thing}"
+        final, keywords = f"{opened}: {told}.", tuple(str(value) for value in result.values())
+        thought = "The tool answered."
+    if effort != "low":
+        thought += " " + ", ".join(f"{name}={value}" for name, value in result.items())
+    if effort == "high":
+        thought += f"\nI tell the user what {function.name} gave, no more."
+    reply: Message = {
+        "role": "tool",
+        "tool_call_id": "call_1",
+        "content": json.dumps(result, separators=(",", ":")),
+    }
+    return reply, assistant(thought, final), keywords
+
+
+def _exercise(rng: Random, family: str, kind: str, nouns: list[str]) -> Sample:
+    effort = draw_effort(rng)
+    count = rng.choices((1, 2, 3), (40, 40, 20))[0]
+    offered = functions(rng, count, nouns)
+    function = rng.choice(offered)
+    arguments = {parameter.name: parameter.draw(rng) for parameter in function.parameters}
+    messages = [
+        *opening(rng),
+        user(request(rng, function, arguments)),
+        _call(function, arguments, _reason(offered, function, arguments, effort)),
+    ]
+    keywords: tuple[str, ...] = ()
+    if kind == "answer":
+        reply, final, keywords = _answer(rng, function, effort)
+        messages += [reply, final]
+    return Sample(
+        family=family,
+        effort=effort,
+        messages=messages,
+        tools=[other.declaration() for other in offered],
+        check="contains" if kind == "answer" else "call",
+        keywords=keywords,
+        call={"name": function.name, "arguments": arguments} if kind == "call" else None,
+        date=draw_date(rng),
+    )
+
+
+def tool_call(rng: Random) -> Sample:
+    """A request that a tool on offer serves; ends with the call."""
+    return _exercise(rng, "tool_call", "call", NOUNS)
+
+
+def tool_call_unseen(rng: Random) -> Sample:
+    """The same with functions whose noun was never seen in training; for evaluation alone."""
+    return _exercise(rng, "tool_call_unseen", "call", UNSEEN_NOUNS)
+
+
+def tool_answer(rng: Random) -> Sample:
+    """A call, what the tool gave, and the final answer made of it."""
+    return _exercise(rng, "tool_answer", "answer", NOUNS)
+
+
+def tool_missing(rng: Random) -> Sample:
+    """A request that no tool on offer serves."""
+    effort = draw_effort(rng)
+    wanted, *offered = functions(rng, rng.choice((2, 3)), NOUNS)
+    arguments = {parameter.name: parameter.draw(rng) for parameter in wanted.parameters}
+    wish = f"{wanted.action} the {wanted.thing}"
+    thought = "No tool fits."
+    if effort != "low":
+        thought = f"The user wants to {wish}.\n{thought}"
+    if effort == "high":
+        thought = "\n".join([thought, *(f"{other.name}: not this." for other in offered), "So I say what is missing."])
+    return Sample(
+        family="tool_missing",
+        effort=effort,
+        messages=[
+            *opening(rng),
+            user(request(rng, wanted, arguments)),
+            assistant(thought, f"I have no tool to {wish}."),
+        ],
+        tools=[other.declaration() for other in offered],
+        check="contains",
+        keywords=("no tool to",),
+        date=draw_date(rng),
+    )

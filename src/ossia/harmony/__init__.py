@@ -1,0 +1,31 @@
+"""Text to tokens and back, in the harmony format of gpt-oss. No model, no engine, no network."""
+
+from ossia.harmony.builtin import BROWSER, PYTHON
+from ossia.harmony.messages import (
+    Conversation,
+    Developer,
+    Message,
+    ResponseFormat,
+    System,
+    Tool,
+    ToolNamespace,
+    from_openai,
+)
+from ossia.harmony.render import render, render_completion, render_training, training_turns
+
+__all__ = [
+    "BROWSER",
+    "PYTHON",
+    "Conversation",
+    "Developer",
+    "Message",
+    "ResponseFormat",
+    "System",
+    "Tool",
+    "ToolNamespace",
+    "from_openai",
+    "render",
+    "render_completion",
+    "render_training",
+    "training_turns",
+]

@@ -1,0 +1,3 @@
+from torch import Tensor
+
+def mxfp4_dequantize(blocks: Tensor, scales: Tensor, out: Tensor) -> None: ...

@@ -1,0 +1,135 @@
+"""From a name to a folder, and from a folder to the files of exactly one model.
+
+Nothing here searches folders recursively: a published repository holds the same model three times (root, `original/`,
+`metal/`), and is loaded once.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ossia.errors import CheckpointError
+
+DEMO = "demo"
+"""The name of the bundled model."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+ORIGINAL = "original"
+"""Subfolder of a published repository that holds the second layout."""
+
+_SHARD = re.compile(r"(?P<family>.*?)-+\d{5}-of-\d{5}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def demo_folder() -> Path:
+    """Where the bundled model lies (or would lie)."""
+    return Path(__file__).parents[1] / "demo"
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The folder that `name` means: "demo", a directory, or the id of a hub repository that was already downloaded.
+
+    Never reaches for the network. Raises CheckpointError that says what to do when there is no such model.
+    """
+    if name == DEMO:
+        if not (demo_folder() / CONFIG).is_file():
+            raise CheckpointError(
+                f"the bundled model is not in {demo_folder()}: install ossia with its demo weights, or name a model folder"
+            )
+        return demo_folder()
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists():
+        raise CheckpointError(f"{name} is a file: name the folder that holds the model")
+    if isinstance(name, str) and _HUB_ID.fullmatch(name):
+        return _downloaded(name)
+    raise CheckpointError(f"{name} is no folder: give 'demo', a model folder, or a hub id such as openai/gpt-oss-20b")
+
+
+def model_folder(folder: Path) -> Path:
+    """`folder` if it holds weights itself, else its `original/` if that does. Raises CheckpointError if neither does."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder")
+    for candidate in (folder, folder / ORIGINAL):
+        if (candidate / INDEX).is_file() or _weight_files(candidate):
+            return candidate
+    raise CheckpointError(f"{folder} holds no model: expected {SINGLE}, or {INDEX} with its shards")
+
+
+def shard_files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
+    """The files of the one model in `folder`, and the index's map from tensor to file where there is an index.
+
+    Raises CheckpointError if the index is unsound, leaves the folder or names a missing file, or if the folder holds
+    two models.
+    """
+    present = _weight_files(folder)
+    index_path = folder / INDEX
+    index = _read_index(index_path) if index_path.is_file() else None
+    if index is not None:
+        names = sorted(set(index.values()))
+        for name in names:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{index_path}: names {name}, which is not in the folder: fetch it again")
+    else:
+        families = sorted({_family(name) for name in present})
+        if SINGLE in present:
+            names = [SINGLE]
+        elif len(families) == 1:
+            names = [name for name in present if _SHARD.fullmatch(Path(name).stem)] or present
+        else:
+            raise CheckpointError(
+                f"{folder} holds {len(families)} models ({', '.join(families)}): keep one, or add {INDEX}"
+            )
+    # A stray shard of the same family, or a second model beside the index, would be dropped in silence.
+    ours = {_family(name) for name in names} | {Path(SINGLE).stem}
+    strays = [name for name in present if name not in names and _family(name) in ours]
+    if strays:
+        raise CheckpointError(
+            f"{folder} holds two models: {', '.join(strays[:3])} beside {', '.join(names[:3])}: remove one of them"
+        )
+    return tuple(folder / name for name in names), index
+
+
+def _weight_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
+
+
+def _family(name: str) -> str:
+    stem = Path(name).stem
+    match = _SHARD.fullmatch(stem)
+    return match["family"] if match else stem
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    weight_map: Any = cast(dict[str, Any], raw).get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no weight_map from tensor names to files")
+    entries = cast(dict[str, Any], weight_map)
+    for tensor, name in entries.items():
+        # A plain file name and nothing else: an index comes from whoever made the model.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or re.search(r"[/\\\0]|^\.\.?$", name):
+            raise CheckpointError(
+                f"{path}: tensor {tensor} points to {name!r}: only *.safetensors files in the same folder are read"
+            )
+    return entries
+
+
+def _downloaded(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{repository} has not been downloaded and is no folder: run `ossia pull {repository}` first"
+        ) from None
