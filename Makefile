@@ -2,6 +2,7 @@
 # Everything is installed into .venv, once; later calls need no network. See CONTRIBUTING.md.
 
 PROMPT ?= What is 4213 + 2789?
+export PROMPT
 # The first Python that is new enough; give PYTHON=... to choose another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
@@ -22,7 +23,7 @@ help:
 	@echo 'make clean                remove what was installed and built'
 
 run: $(VENV)/ready-run
-	@$(BIN)/ossia chat "$(PROMPT)"
+	@$(BIN)/ossia chat "$$PROMPT"
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -q

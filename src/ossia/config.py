@@ -6,10 +6,10 @@ what it does not know; `to_json` writes either. The counts are methods with thei
 """
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ossia.errors import ConfigError
 
@@ -63,9 +63,9 @@ class ModelConfig:
     """Whether the experts of the checkpoint are packed in MXFP4 (`quantization_config`)."""
 
     def __post_init__(self) -> None:
-        if not self.layer_types and isinstance(self.num_hidden_layers, int):
-            object.__setattr__(self, "layer_types", alternating_layers(self.num_hidden_layers))
         _check_types(self)
+        if not self.layer_types:
+            object.__setattr__(self, "layer_types", alternating_layers(self.num_hidden_layers))
         _check_ranges(self)
 
     # ---------------------------------------------------------------- reading and writing
@@ -89,7 +89,10 @@ class ModelConfig:
             raise ConfigError(f"{where}: {error}") from None
 
     def to_json(self, layout: Layout = "hf") -> dict[str, Any]:
-        """The object to write as `config.json`. The original dialect cannot say everything: ConfigError if it would lie."""
+        """The object to write as `config.json`.
+
+        The original dialect cannot say everything: raises ConfigError rather than write what reads back differently.
+        """
         return _to_hf(self) if layout == "hf" else _to_original(self)
 
     # ---------------------------------------------------------------- derived shapes
@@ -132,7 +135,10 @@ class ModelConfig:
         return self.num_hidden_layers * per_layer + self.hidden_size + 2 * self.vocab_size * self.hidden_size
 
     def num_active_parameters(self) -> int:
-        """Parameters that take part in one token: the chosen experts only; the unembedding counts, the embedding does not."""
+        """Parameters that take part in one token.
+
+        Of the experts the chosen ones only; the unembedding counts, the embedding does not.
+        """
         per_layer = (
             self._attention_parameters()
             + self._router_parameters()
@@ -141,7 +147,7 @@ class ModelConfig:
         return self.num_hidden_layers * per_layer + self.hidden_size + self.vocab_size * self.hidden_size
 
     def checkpoint_bytes(self) -> int:
-        """Bytes of tensors in a published checkpoint: expert weights in MXFP4 (or BF16 if not packed), the rest in BF16."""
+        """Bytes of tensors in a checkpoint: expert weights in MXFP4 (or BF16 if not packed), the rest in BF16."""
         expert_weights = self.num_hidden_layers * self.num_experts * self._expert_weights()
         rest = _BF16_BYTES * (self.num_parameters() - expert_weights)
         if not self.mxfp4_experts:
@@ -203,9 +209,14 @@ def _check_types(config: ModelConfig) -> None:
             raise ConfigError(f"{name} is {value!r}: give a whole number of at least 1")
     for name in _REALS:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if not _is_finite(value) or value < 0:
             raise ConfigError(f"{name} is {value!r}: give a finite number that is not negative")
         object.__setattr__(config, name, float(value))
+
+
+def _is_finite(value: object) -> bool:
+    """Whether this is a number, not a truth value, that float64 can hold."""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _check_ranges(config: ModelConfig) -> None:
@@ -230,9 +241,10 @@ def _check_ranges(config: ModelConfig) -> None:
     for kind in config.layer_types:
         if kind not in ("sliding_attention", "full_attention"):
             raise ConfigError(f"layer_types holds {kind!r}: known are sliding_attention and full_attention")
-    for name in ("rope_theta", "rope_scaling_factor"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}: give at least 1")
+    if config.rope_theta <= 1:
+        raise ConfigError(f"rope_theta is {config.rope_theta}: give more than 1")
+    if config.rope_scaling_factor < 1:
+        raise ConfigError(f"rope_scaling_factor is {config.rope_scaling_factor}: give at least 1")
     if not 0 < config.rope_beta_slow < config.rope_beta_fast:
         raise ConfigError(
             f"rope_beta_slow {config.rope_beta_slow} must be above 0 and below rope_beta_fast {config.rope_beta_fast}"
@@ -255,7 +267,7 @@ class _Reader:
         if not found:
             raise ConfigError(f"key {self.prefix}{names[0]} is missing")
         values = list(found.values())
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values[1:]):
             said = ", ".join(f"{self.prefix}{name} = {value!r}" for name, value in found.items())
             raise ConfigError(f"keys contradict each other: {said}")
         return values[0]
@@ -289,6 +301,7 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
     keys.expect("hidden_act", "silu")  # The published word for what is a clamped SwiGLU.
     keys.expect("attention_bias", True)
     keys.expect("attention_dropout", 0.0)
+    keys.expect("swiglu_alpha", 1.702)
     keys.expect("tie_word_embeddings", False)
     for name in _HF_BOOKKEEPING:
         keys.optional(name, None)
@@ -305,7 +318,7 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
         num_attention_heads=keys.take("num_attention_heads"),
         num_key_value_heads=keys.take("num_key_value_heads"),
         sliding_window=keys.take("sliding_window"),
-        layer_types=tuple(keys.optional("layer_types", None) or ()),
+        layer_types=_hf_layer_types(keys),
         max_position_embeddings=max_positions,
         rms_norm_eps=keys.take("rms_norm_eps"),
         swiglu_limit=keys.optional("swiglu_limit", 7.0),
@@ -315,6 +328,15 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
     )
     keys.finish()
     return config
+
+
+def _hf_layer_types(keys: _Reader) -> tuple[LayerType, ...]:
+    value = keys.optional("layer_types", None)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"key layer_types is {value!r}: expected a list with one entry a layer")
+    return tuple(cast("list[LayerType]", value))
 
 
 def _hf_rope(keys: _Reader) -> dict[str, Any]:
@@ -337,7 +359,9 @@ def _hf_rope(keys: _Reader) -> dict[str, Any]:
         if inner_theta is None:
             raise ConfigError("key rope_theta is missing")
         if theta is not None and inner_theta != theta:
-            raise ConfigError(f"keys contradict each other: rope_theta = {theta!r}, {name}.rope_theta = {inner_theta!r}")
+            raise ConfigError(
+                f"keys contradict each other: rope_theta = {theta!r}, {name}.rope_theta = {inner_theta!r}"
+            )
         inner_initial = inner.take("original_max_position_embeddings")
         if initial is not None and inner_initial != initial:
             raise ConfigError(
@@ -354,8 +378,11 @@ def _hf_rope(keys: _Reader) -> dict[str, Any]:
             }
         )
         inner.finish()
-    if read[0] != read[-1]:
-        raise ConfigError("keys contradict each other: rope_scaling and rope_parameters differ")
+    for name, value in read[0].items():
+        if read[-1][name] != value:
+            raise ConfigError(
+                f"keys contradict each other: rope_scaling gives {name} = {value!r}, rope_parameters {read[-1][name]!r}"
+            )
     return read[0]
 
 
@@ -375,8 +402,8 @@ def _hf_quantization(keys: _Reader) -> bool:
         raise ConfigError(f"key quantization_config is {value!r}: expected an object")
     inner = _Reader(dict(value), "quantization_config.")
     inner.expect("quant_method", "mxfp4")
-    not_converted = inner.optional("modules_to_not_convert", _NOT_CONVERTED)
-    if not isinstance(not_converted, list) or any("expert" in str(name) for name in not_converted):
+    not_converted = inner.optional("modules_to_not_convert", None)
+    if not isinstance(not_converted, list | None) or any("expert" in str(name) for name in not_converted or ()):
         raise ConfigError(
             f"key quantization_config.modules_to_not_convert is {not_converted!r}: gpt-oss packs the experts"
         )
@@ -436,10 +463,8 @@ def _to_hf(config: ModelConfig) -> dict[str, Any]:
 def _from_original(raw: dict[str, Any]) -> ModelConfig:
     keys = _Reader(raw)
     initial, factor = keys.take("initial_context_length"), keys.take("rope_scaling_factor")
-    if not isinstance(initial, int) or not isinstance(factor, (int, float)):
-        raise ConfigError(
-            f"initial_context_length {initial!r} and rope_scaling_factor {factor!r}: give numbers"
-        )
+    if not _is_finite(initial) or not _is_finite(factor):
+        raise ConfigError(f"initial_context_length is {initial!r} and rope_scaling_factor {factor!r}: give numbers")
     config = ModelConfig(
         num_hidden_layers=keys.take("num_hidden_layers"),
         num_experts=keys.take("num_experts"),
@@ -495,14 +520,23 @@ def _to_original(config: ModelConfig) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # Also a number of too many digits, and brackets too deep.
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     return raw
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no key stands twice, of which JSON would keep the last in silence."""
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)} stands twice")
+    return read
 
 
 # -------------------------------------------------------------------- the published models

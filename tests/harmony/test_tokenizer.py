@@ -28,7 +28,8 @@ CORPUS = [
     "\n\n \t\r\n  x  \n",
     "The quick brown fox can't jump; they'll've 1234567890 3.14 1e-9 ½ ²",
     "def f(x: int) -> int:\n    return x ** 2  # carré\n\n\nif __name__ == '__main__':\r\n\tprint(f'{f(3):>8}')",
-    "Zażółć gęślą jaźń · Съешь ещё этих булок · 敏捷的棕色狐狸 · いろはにほへと · 다람쥐 헌 · שלום עולם · مرحبا · हिन्दी ภาษา",
+    "Zażółć gęślą jaźń · Съешь ещё этих булок · 敏捷的棕色狐狸 · いろはにほへと · 다람쥐",
+    "שלום עולם · مرحبا · हिन्दी ภาษา",
     "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 \u202e rtl \ufeff bom \x00 nul \u200d zwj ﷽",
     "<|start|>assistant<|channel|>final<|message|>ok<|return|> <|call|> <|endoftext|> <|reserved_200013|>",
     "lone \ud800 surrogate \udfff and a pair \ud83d\ude00",
@@ -39,16 +40,10 @@ CORPUS = [
 
 
 @pytest.fixture(scope="module")
-def o200k(o200k_path: Path) -> Tokenizer:
-    return Tokenizer.load(o200k_path)
-
-
-@pytest.fixture(scope="module")
 def oracle(o200k_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tiktoken.Encoding:
     """tiktoken's o200k_harmony, which it finds in a cache folder instead of downloading."""
-    source = o200k_path / "o200k_base.tiktoken" if o200k_path.is_dir() else o200k_path
     cache = tmp_path_factory.mktemp("tiktoken")
-    shutil.copy(source, cache / hashlib.sha1(O200K_URL.encode()).hexdigest())
+    shutil.copy(o200k_path, cache / hashlib.sha1(O200K_URL.encode()).hexdigest())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
         return tiktoken.Encoding(**tiktoken_ext.openai_public.o200k_harmony())
@@ -148,7 +143,9 @@ def test_decode_refuses_an_id_outside_the_vocabulary(o200k: Tokenizer, token: in
 
 
 # That library refuses lone surrogates, and makes a special id of a special token's name.
-@pytest.mark.parametrize("text", [text for text in CORPUS if "<|" not in text and not re.search("[\ud800-\udfff]", text)])
+@pytest.mark.parametrize(
+    "text", [text for text in CORPUS if "<|" not in text and not re.search("[\ud800-\udfff]", text)]
+)
 def test_encodes_as_the_hugging_face_library(small: Tokenizer, trained: tokenizers.Tokenizer, text: str) -> None:
     assert small.encode(text) == trained.encode(text).ids
     assert small.decode(small.encode(text)) == text
@@ -182,11 +179,16 @@ def test_the_published_vocabulary_names_every_id_of_the_model(o200k: Tokenizer, 
     alphabet = {byte: chr(byte) for byte in letters}
     alphabet |= {byte: chr(0x100 + n) for n, byte in enumerate(byte for byte in range(256) if byte not in alphabet)}
     vocab = {"".join(alphabet[byte] for byte in o200k.token_bytes(token)): token for token in range(199_998)}
-    splits = {token: [(token[:n], token[n:]) for n in range(1, len(token))] for token in vocab}
-    merges = [next(split for split in halves if all(half in vocab for half in split)) for halves in splits.values() if halves]
+    merges = [
+        next([token[:n], token[n:]] for n in range(1, len(token)) if token[:n] in vocab and token[n:] in vocab)
+        for token in vocab
+        if len(token) > 1
+    ]
     raw = {
         "added_tokens": [
-            {"id": token, "content": name, "special": True} for name, token in GPT_OSS_SPECIALS.items() if token <= 200_018
+            {"id": token, "content": name, "special": True}
+            for name, token in GPT_OSS_SPECIALS.items()
+            if token <= 200_018
         ],
         "pre_tokenizer": {
             "type": "Sequence",
@@ -273,9 +275,13 @@ def test_refuses_a_missing_file(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "absent")
 
 
-def test_refuses_other_ranks(o200k_path: Path, tmp_path: Path) -> None:
+def test_loads_from_a_folder_too(o200k: Tokenizer, o200k_path: Path) -> None:
+    assert Tokenizer.load(o200k_path.parent).special == o200k.special
+
+
+def test_refuses_other_ranks(tmp_path: Path) -> None:
     (tmp_path / "o200k_base.tiktoken").write_bytes(b"IQ== 0\n")
-    with pytest.raises(TokenizerError, match="not the published o200k_base.tiktoken"):
+    with pytest.raises(TokenizerError, match=r"not the published o200k_base\.tiktoken"):
         Tokenizer.load(tmp_path)
 
 
@@ -345,7 +351,7 @@ def foreign_character(raw: dict[str, Any]) -> None:
         (swap_two_merges, "is not in the order of the merges"),
         (lose_a_byte, "no token for byte 0x00"),
         (lose_the_last_merge, "no merge makes the token"),
-        (foreign_character, "which stands for no byte; not a byte-level BPE"),
+        (foreign_character, "stands for no byte; give byte-level BPE"),
     ],
 )
 def test_refuses_a_foreign_or_broken_tokenizer_json(
@@ -362,5 +368,5 @@ def test_refuses_a_foreign_or_broken_tokenizer_json(
 
 def test_refuses_a_json_file_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(TokenizerError, match="not the structure of a tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"not the structure of a tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ossia.errors import KernelError
-from ossia.kernels import cpu, mxfp4
+from ossia.kernels import cpu, mxfp4, torch_ops
 
 BLOCK_SHAPES = [(0,), (1,), (3,), (2, 0), (2, 3), (2, 3, 5)]
 
@@ -45,7 +45,7 @@ def test_values_written_out_by_hand() -> None:
 
 @needs_native
 @pytest.mark.parametrize("shape", BLOCK_SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_leading_dimensions_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     blocks, scales = packed(*shape)
     assert_same_bits(cpu.dequantize(blocks, scales, dtype), mxfp4.dequantize(blocks, scales, dtype))
@@ -59,9 +59,10 @@ def test_operands_with_strides_are_read_in_order() -> None:
 
 
 @needs_native
-def test_float64_is_refused_and_not_given_inexactly() -> None:
-    with pytest.raises(KernelError, match=r"cannot give torch\.float64: ask for float32"):
-        cpu.dequantize(*packed(2), torch.float64)
+def test_float64_holds_what_overflows_float32() -> None:
+    blocks, scale = torch.full((1, 16), 0x77, dtype=torch.uint8), torch.tensor([254], dtype=torch.uint8)
+    assert cpu.dequantize(blocks, scale, torch.float64).tolist() == [6 * 2.0**127] * 32
+    assert cpu.dequantize(blocks, scale).tolist() == [float("inf")] * 32
 
 
 def test_wrong_operands_are_refused() -> None:
@@ -75,8 +76,27 @@ def test_wrong_operands_are_refused() -> None:
 @needs_native
 def test_an_operand_that_is_not_in_memory_is_refused() -> None:
     blocks, scales = packed(3)
-    with pytest.raises(KernelError, match="mxfp4_dequantize"):
+    with pytest.raises(KernelError, match="cannot read operands on meta and meta: move them"):
         cpu.dequantize(blocks.to("meta"), scales.to("meta"))
+
+
+@needs_native
+def test_experts_are_what_torch_gives_bit_for_bit() -> None:
+    num_tokens, num_experts, hidden, intermediate = 5, 4, 64, 96
+    generator = torch.Generator().manual_seed(0)
+    gate_up = mxfp4.quantize(torch.randn(num_experts, 2 * intermediate, hidden, generator=generator))
+    down = mxfp4.quantize(torch.randn(num_experts, hidden, intermediate, generator=generator))
+    operands = (
+        torch.randn(num_tokens, hidden, generator=generator),
+        *gate_up,
+        torch.randn(num_experts, 2 * intermediate, generator=generator),
+        *down,
+        torch.randn(num_experts, hidden, generator=generator),
+        torch.tensor([[0, 1], [1, 3], [3, 0], [1, 0], [0, 3]]),  # Nobody asks for expert 2.
+        torch.rand(num_tokens, 2, generator=generator),
+        7.0,
+    )
+    assert torch.equal(cpu.experts_mxfp4(*operands), torch_ops.experts_mxfp4(*operands))
 
 
 class TestTheDoor:

@@ -11,16 +11,21 @@ from ossia.harmony.messages import (
     ToolNamespace,
     from_openai,
 )
+from ossia.harmony.parse import Parser
 from ossia.harmony.render import render, render_completion, render_training, training_turns
+from ossia.harmony.tokenizer import IncrementalDecoder, Tokenizer
 
 __all__ = [
     "BROWSER",
     "PYTHON",
     "Conversation",
     "Developer",
+    "IncrementalDecoder",
     "Message",
+    "Parser",
     "ResponseFormat",
     "System",
+    "Tokenizer",
     "Tool",
     "ToolNamespace",
     "from_openai",

@@ -31,7 +31,7 @@ class Message:
 
     name: the author of a tool message ("functions.get_weather"), or the name of a user among several.
     recipient: whom an assistant calls ("functions.get_weather", "python"); a tool answers to "assistant".
-    content_type: "json" for a call's arguments; None for prose.
+    content_type: "json" for the arguments of a function, "code" in calls of built-in tools, None for prose.
     """
 
     role: str
@@ -223,22 +223,19 @@ class _Reader:
         if call.get("type", "function") != "function":
             raise HarmonyError(f"{where}.type is {call['type']!r}: only function calls can be rendered")
         function = _object(call.get("function"), f"{where}.function")
-        name = _name(function.get("name"), f"{where}.function.name").removeprefix("functions.")
+        name = _bare(_name(function.get("name"), f"{where}.function.name"))
         arguments = function.get("arguments", "")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
         elif not isinstance(arguments, str):
             raise HarmonyError(f"{where}.function.arguments is {arguments!r}: give a JSON string or an object")
         if name.partition(".")[0] in self.builtin:
-            message = Message(role="assistant", channel="analysis", recipient=name, content=arguments)
+            recipient, channel, content_type = name, "analysis", "code"
         else:
-            message = Message(
-                role="assistant",
-                channel="commentary",
-                recipient=f"functions.{name}",
-                content_type="json",
-                content=arguments,
-            )
+            recipient, channel, content_type = f"functions.{name}", "commentary", "json"
+        message = Message(
+            role="assistant", channel=channel, recipient=recipient, content_type=content_type, content=arguments
+        )
         if (call_id := call.get("id")) is not None:
             if not isinstance(call_id, str):
                 raise HarmonyError(f"{where}.id is {call_id!r}: give a string")
@@ -251,10 +248,7 @@ class _Reader:
             raise HarmonyError(f"{where}.tool_call_id is {call_id!r}: no earlier tool call has that id")
         call = self.called[call_id]
         name = raw.get("name")
-        if name is not None and f"functions.{name}".removeprefix("functions.functions.") not in (
-            call.recipient,
-            f"functions.{call.recipient}",
-        ):
+        if name is not None and _bare(_name(name, f"{where}.name")) != _bare(call.recipient or ""):
             raise HarmonyError(f"{where}.name is {name!r}, but call {call_id!r} went to {call.recipient}")
         return Message(
             role="tool",
@@ -347,13 +341,17 @@ def _response_formats(raw: Any) -> tuple[ResponseFormat, ...]:
 def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise HarmonyError(f"{where} is {type(value).__name__}: give an object")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return value
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise HarmonyError(f"{where} is {type(value).__name__}: give a list")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("functions.")
 
 
 def _name(value: Any, where: str) -> str:

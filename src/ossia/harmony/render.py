@@ -105,21 +105,17 @@ def without_past_analysis(messages: Sequence[Message]) -> Iterable[Message]:
     Whatever stands on that channel goes, calls of built-in tools and their results included. After the last final
     answer it all stays: a turn is open there, and the reasoning between its calls is needed.
     """
-    finals = [index for index, message in enumerate(messages) if message.channel == "final"]
-    closed = finals[-1] if finals else 0
-    return (message for index, message in enumerate(messages) if index > closed or message.channel != "analysis")
+    last = max((index for index, message in enumerate(messages) if message.channel == "final"), default=-1)
+    return (message for index, message in enumerate(messages) if index > last or message.channel != "analysis")
 
 
 def system_text(system: System, *, has_functions: bool) -> str:
     """Content of the system message. has_functions: whether the developer declares functions."""
     if system.effort is not None and system.effort not in EFFORTS:
         raise HarmonyError(f"effort is {system.effort!r}: give one of {', '.join(EFFORTS)}")
-    top = (
-        system.identity,
-        system.knowledge_cutoff and f"Knowledge cutoff: {system.knowledge_cutoff}",
-        system.date and f"Current date: {system.date}",
-    )
-    sections = ["\n".join(line for line in top if line)]
+    top = (("", system.identity), ("Knowledge cutoff: ", system.knowledge_cutoff), ("Current date: ", system.date))
+    lines = [f"{label}{value}" for label, value in top if value is not None]
+    sections = ["\n".join(lines)] if lines else []
     if system.effort is not None:
         sections.append(f"Reasoning: {system.effort}")
     if system.builtin_tools:
@@ -129,7 +125,7 @@ def system_text(system: System, *, has_functions: bool) -> str:
         if has_functions:
             channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
         sections.append(channels)
-    return "\n\n".join(section for section in sections if section)
+    return "\n\n".join(sections)
 
 
 def developer_text(developer: Developer) -> str:

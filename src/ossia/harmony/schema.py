@@ -16,12 +16,12 @@ would contain itself.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from ossia.errors import HarmonyError
 
-type Schema = Mapping[str, Any]
+Schema: TypeAlias = Mapping[str, Any]
 
 _MAX_DEPTH = 64
 _MAX_NODES = 20_000
@@ -39,8 +39,7 @@ def typescript(schema: Any, *, path: str) -> str:
     """
     if not isinstance(schema, Mapping):
         raise HarmonyError(f"{path} is {type(schema).__name__}: give a JSON Schema object")
-    root = cast(Schema, schema)
-    return _type(root, "", _Place(root=root, path=path, nodes=iter(range(_MAX_NODES))))
+    return _type(schema, "", _Place(root=schema, path=path, nodes=iter(range(_MAX_NODES))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ class _Node:
         raw = self.schema.get(key, [])
         if not isinstance(raw, list):
             raise self.place.error(f"has a malformed {key}: give a list of schemas")
-        return [_resolve(item, self.place.at(key, index)) for index, item in enumerate(cast(list[Any], raw))]
+        return [_resolve(item, self.place.at(key, index)) for index, item in enumerate(raw)]
 
     def says_type(self) -> bool:
         return self.word is not None or any(key in self.schema for key in _TYPE_KEYS)
@@ -92,7 +91,7 @@ def _resolve(raw: Any, place: _Place) -> _Node:
         return _Node(schema={}, place=place, word=None if raw else "never")
     if not isinstance(raw, Mapping):
         raise place.error(f"is {type(raw).__name__}: give a JSON Schema object")
-    schema = cast(Schema, raw)
+    schema: Schema = raw
     while "$ref" in schema:
         ref = schema["$ref"]
         beside = {key: value for key, value in schema.items() if key != "$ref"}
@@ -108,13 +107,12 @@ def _lookup(ref: Any, place: _Place) -> Schema:
     target: Any = place.root if isinstance(ref, str) and ref.startswith("#/") else None
     for step in unquote(str(ref)).split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(target, list) and step.isdecimal():
-            target = dict(enumerate(cast(list[Any], target))).get(int(step))
-        else:
-            target = cast(Schema, target).get(step) if isinstance(target, Mapping) else None
+        if isinstance(target, list):
+            target = {str(index): item for index, item in enumerate(target)}
+        target = target.get(step) if isinstance(target, Mapping) else None
     if not isinstance(target, Mapping):
         raise place.error(f"has $ref {ref!r}, which leads nowhere in this schema")
-    return cast(Schema, target)
+    return target
 
 
 # -------------------------------------------------------------------- types
@@ -141,7 +139,7 @@ def _alternatives(node: _Node, indent: str) -> list[str]:
     if "properties" in node.schema and _union(node):
         out = [f"({_object(node, indent)} & {_grouped(out, indent)})"]
     out = _intersected(node, out, indent)
-    if node.schema.get("nullable") is True:
+    if node.schema.get("nullable") is True and not _is_block(node):
         out.append("null")
     return list(dict.fromkeys(out))
 
@@ -166,7 +164,7 @@ def _plain(node: _Node, indent: str) -> list[str]:
         is_object = "properties" in node.schema or isinstance(node.schema.get("additionalProperties"), Mapping)
         kinds = ["array"] * is_array + ["object"] * is_object
     out: list[str] = []
-    for kind in cast(list[Any], kinds if isinstance(kinds, list) else [kinds]):
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind == "object":
             out.append(_object(node, indent))
         elif kind == "array":
@@ -197,7 +195,7 @@ def _object(node: _Node, indent: str) -> str:
     if not isinstance(required, list):
         raise node.place.error("has a malformed required: give a list of names")
     out = [*_comment(node.text("description"), indent), "{"]
-    for name, raw in cast(Schema, properties).items():
+    for name, raw in properties.items():
         place = node.place.at("properties", name)
         out += _property(name if name in required else f"{name}?", _resolve(raw, place), indent)
     others = node.schema.get("additionalProperties")
@@ -215,7 +213,7 @@ def _property(name: str, node: _Node, indent: str) -> list[str]:
     said = _comment(description, indent)
     examples: Any = node.schema.get("examples")
     shown = [f"{indent}// Examples:", *(f"{indent}// - {_json(example)}" for example in examples)] if examples else []
-    if _is_block(node):
+    if _is_block(node) and not node.schema.keys() & {"properties", "allOf"}:
         out += [*shown, *said, *_comment(default, indent), f"{indent}{name}:"]
         out += [f"{indent} | {line}" for line in _variants(node, indent, said=description)]
         return [*out, f"{indent},"]
@@ -244,14 +242,17 @@ def _is_block(node: _Node) -> bool:
 
 
 def _variants(node: _Node, indent: str, said: str | None = None) -> Iterator[str]:
-    """The members, each with its comment; `said` is a description that need not be repeated."""
-    for member in _union(node):
+    """The members, each with its comment; `said` is the description written above them."""
+    for index, member in enumerate(_union(node)):
         text = " | ".join(_alternatives(member, f"{indent}   "))
         description = member.text("description")
-        comments = _lines(description) if description is not None and description != said else []
+        repeats = description == said or (index == 0 and said is not None and text.lstrip().startswith("//"))
+        comments = [] if description is None or repeats else _lines(description)
         if default := _default(member):
             comments.append(default)
         yield f"{text} // {' '.join(comments)}" if comments else text
+    if node.schema.get("nullable") is True:
+        yield "null"
 
 
 def _grouped(alternatives: list[str], indent: str) -> str:
@@ -269,7 +270,7 @@ def _enum(node: _Node) -> list[Any]:
     values: Any = node.schema.get("enum", [])
     if not isinstance(values, list):
         raise node.place.error(f"has enum {values!r}: give a list of values")
-    return cast(list[Any], values)
+    return values
 
 
 def _default(node: _Node) -> str | None:

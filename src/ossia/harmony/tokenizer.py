@@ -1,4 +1,4 @@
-"""Text ⇄ token ids: a byte-level BPE vocabulary read from a checkpoint's own file, run by tiktoken, never downloaded."""
+"""Text ⇄ token ids: a byte-level BPE vocabulary from a checkpoint's own file, run by tiktoken, never downloaded."""
 
 import base64
 import binascii
@@ -95,6 +95,7 @@ class Tokenizer:
         self.special_ids = frozenset(special.values())
         self.special_names: Mapping[int, str] = MappingProxyType({token: name for name, token in special.items()})
         self.vocab_size = max(ids) + 1
+        self._ids = frozenset(ids)
         ends = ("<|return|>", "<|call|>", "<|endoftext|>")
         self.stop_ids = frozenset(special[name] for name in ends if name in special)
         if self.decode(self.encode(_PROBE)) != _PROBE:
@@ -144,7 +145,7 @@ class Tokenizer:
         """Text of `ids`, specials by name; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            TokenizerError: an id is outside the vocabulary. `IncrementalDecoder`, made for what a model writes, never raises.
+            TokenizerError: an id is outside the vocabulary (`IncrementalDecoder`, for model output, never raises).
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
@@ -165,10 +166,13 @@ class Tokenizer:
         name = self.special_names.get(token)
         if name is not None:
             return name.encode()
-        try:
-            return self._bpe.decode_single_token_bytes(token)
-        except (KeyError, OverflowError):
-            raise TokenizerError(f"token id {token} is not in this vocabulary of {self.vocab_size} ids") from None
+        if token not in self._ids:
+            raise TokenizerError(f"token id {token} is not in this vocabulary of {self.vocab_size} ids")
+        return self._bpe.decode_single_token_bytes(token)
+
+    def __contains__(self, token: int) -> bool:
+        """Whether `token` is an id of this vocabulary; models often have a few more rows than it has ids."""
+        return token in self._ids
 
     def is_special(self, token: int) -> bool:
         """Whether `token` is a special id."""
@@ -192,10 +196,9 @@ class IncrementalDecoder:
         name = self._tokenizer.special_names.get(token)
         if name is not None:
             return self.finish() + (name if self._show_special else "")
-        try:
-            return self._utf8.decode(self._tokenizer.token_bytes(token))
-        except TokenizerError:
+        if token not in self._tokenizer:
             return self.finish() + "\ufffd"
+        return self._utf8.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:
         """What was held back: "" or U+FFFD. The decoder is then as new."""
@@ -239,8 +242,8 @@ def _read_tokenizer_json(data: bytes, path: Path) -> tuple[dict[bytes, int], str
         if raw.get("normalizer"):
             raise TokenizerError(f"{path}: normalizer is set; gpt-oss's tokenizer has none and keeps every byte")
         pattern = _pattern(raw["pre_tokenizer"], path)
-        vocab: dict[str, int] = {token: int(id) for token, id in model["vocab"].items() if token not in special}
-        ranks = {_token_bytes(token, path): id for token, id in vocab.items()}
+        vocab: dict[str, int] = {token: int(number) for token, number in model["vocab"].items() if token not in special}
+        ranks = {_token_bytes(token, path): number for token, number in vocab.items()}
         _check_merges(model["merges"], vocab, path)
     except KeyError as error:
         raise TokenizerError(f"{path}: no key {error}; give a tokenizer.json with byte-level BPE") from None
@@ -255,11 +258,11 @@ def _read_tokenizer_json(data: bytes, path: Path) -> tuple[dict[bytes, int], str
 def _pattern(pre_tokenizer: Any, path: Path) -> str:
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     if [step["type"] for step in steps] != ["Split", "ByteLevel"] or "Regex" not in steps[0]["pattern"]:
-        raise TokenizerError(f"{path}: pre_tokenizer must be a Sequence of Split by a Regex and ByteLevel, as gpt-oss has")
+        raise TokenizerError(f"{path}: pre_tokenizer must be a Sequence of Split by Regex and ByteLevel, as in gpt-oss")
     split, byte_level = steps
     # Either way of saying that each match is one piece.
     if (split["behavior"], bool(split["invert"])) not in (("Isolated", False), ("Removed", True)):
-        raise TokenizerError(f"{path}: pre_tokenizer Split is {split['behavior']}; only Isolated, as gpt-oss has, can be read")
+        raise TokenizerError(f"{path}: pre_tokenizer Split is {split['behavior']}; it must be Isolated, as in gpt-oss")
     if byte_level["add_prefix_space"] or byte_level.get("use_regex", True):
         raise TokenizerError(f"{path}: pre_tokenizer ByteLevel must have add_prefix_space and use_regex false")
     return str(split["pattern"]["Regex"])
@@ -271,7 +274,7 @@ def _check_merges(merges: list[Any], vocab: dict[str, int], path: Path) -> None:
     for index, merge in enumerate(merges):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if len(parts) != 2 or not all(part in vocab for part in (*parts, "".join(parts))):
-            raise TokenizerError(f"{path}: merge {index} {merge!r} is not two tokens that make a third; copy the file again")
+            raise TokenizerError(f"{path}: merge {index} {merge!r} is not two tokens that make a third; mend the file")
         first.setdefault("".join(parts), index)
     previous = -1
     for token, _ in sorted(vocab.items(), key=lambda item: item[1]):
@@ -280,12 +283,12 @@ def _check_merges(merges: list[Any], vocab: dict[str, int], path: Path) -> None:
         if token not in first:
             raise TokenizerError(f"{path}: no merge makes the token {token!r}; copy the file again")
         if first[token] < previous:
-            raise TokenizerError(f"{path}: the id of {token!r} is not in the order of the merges, as byte-level BPE needs")
+            raise TokenizerError(f"{path}: the id of {token!r} is not in the order of the merges; renumber the tokens")
         previous = first[token]
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary: printable Latin-1 is itself, the rest follow U+0100."""
+    """The byte behind each character of a byte-level vocabulary: printable Latin-1 is itself, others follow U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -298,7 +301,7 @@ def _token_bytes(token: str, path: Path) -> bytes:
     try:
         return bytes([_BYTES[char] for char in token])
     except KeyError as error:
-        raise TokenizerError(f"{path}: token {token!r} holds {error}, which stands for no byte; not a byte-level BPE") from None
+        raise TokenizerError(f"{path}: token {token!r}: {error} stands for no byte; give byte-level BPE") from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ossia.errors import KernelError
-from ossia.kernels.mxfp4 import BLOCK, check_packed
+from ossia.kernels import mxfp4
+from ossia.kernels.torch_ops import experts_by_group
 
-_SLOWER = "MXFP4 experts are unpacked by torch instead, to the same values but more slowly"
+_SLOWER = "torch unpacks MXFP4 experts instead, to the same values but more slowly"
 
 
 def available() -> bool:
@@ -22,7 +23,7 @@ def available() -> bool:
 
 
 def why_not() -> str | None:
-    """What keeps the native kernels from use and what is slower without them, in one line; None where they are there."""
+    """What keeps the native kernels from use and what is slower without them, in one line; None if they are there."""
     try:
         _native()
     except KernelError as error:
@@ -30,36 +31,58 @@ def why_not() -> str | None:
     return None
 
 
-def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`ossia.kernels.mxfp4.dequantize` in native code: uint8 [..., B, 16] and [..., B] into values [..., 32 B].
+def experts_mxfp4(
+    x: Tensor,
+    gate_up_blocks: Tensor,
+    gate_up_scales: Tensor,
+    gate_up_bias: Tensor,
+    down_blocks: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    limit: float,
+) -> Tensor:
+    """See `ops.ExpertsMxfp4`. One expert is de-quantised at a time, in native code; the products are torch's."""
 
-    `dtype` is float32, bfloat16 or float16. Raises KernelError on another type, on operands that are not on the CPU or
-    have the wrong shape or type, and where the native kernels were not built.
+    def unpacked(e: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gate_up = dequantize(gate_up_blocks[e], gate_up_scales[e], x.dtype)
+        return gate_up, gate_up_bias[e], dequantize(down_blocks[e], down_scales[e], x.dtype), down_bias[e]
+
+    return experts_by_group(x, unpacked, expert_ids, expert_weights, limit)
+
+
+def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`mxfp4.dequantize` in native code, bit for bit: uint8 [..., B, 16] and [..., B] into values [..., 32 B].
+
+    Raises KernelError on operands that are not on the CPU or have the wrong shape or type, and where the native
+    kernels were not built.
     """
-    check_packed(blocks, scales)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise KernelError(f"the cpu kernels cannot give {dtype}: ask for float32, or use the reference kernels")
+    mxfp4.check_packed(blocks, scales)
+    if blocks.device.type != "cpu" or scales.device.type != "cpu":
+        raise KernelError(f"the cpu kernels cannot read operands on {blocks.device} and {scales.device}: move them")
+    if dtype == torch.float64:
+        return mxfp4.dequantize(blocks, scales, dtype)  # The native code writes float32, which overflows at 2^128.
     native = _native()
     num_blocks = scales.numel()
-    out = torch.empty(num_blocks, BLOCK)
+    blocks_N16 = blocks.reshape(num_blocks, mxfp4.BLOCK // 2).contiguous()
+    out_N32 = torch.empty(num_blocks, mxfp4.BLOCK)
     try:
-        native.mxfp4_dequantize(
-            blocks.detach().reshape(num_blocks, BLOCK // 2).contiguous(), scales.reshape(num_blocks).contiguous(), out
-        )
+        native.mxfp4_dequantize(blocks_N16, scales.reshape(num_blocks).contiguous(), out_N32)
     except ValueError as error:
         raise KernelError(f"mxfp4_dequantize: {error}") from None
-    return out.view(*scales.shape[:-1], -1).to(dtype)
+    return out_N32.view(*scales.shape[:-1], scales.shape[-1] * mxfp4.BLOCK).to(dtype)
 
 
 def _native() -> ModuleType:
     """The native module. Raises KernelError that says why it cannot be had."""
     try:
-        from ossia.kernels import _native
+        import ossia.kernels._native as native
     except ModuleNotFoundError:
         raise KernelError(f"the native CPU kernels were not built: {_missing()}; {_SLOWER}") from None
     except ImportError as error:
         raise KernelError(f"the native CPU kernels cannot be loaded ({error}): reinstall ossia; {_SLOWER}") from None
-    return _native
+    return native
 
 
 def _missing() -> str:
@@ -68,5 +91,5 @@ def _missing() -> str:
     try:
         lacks = note.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        return "this copy of ossia was not installed, so install it with pip"
-    return f"the installation found no {lacks.removeprefix('a ')}; add it and reinstall ossia"
+        return "this copy of ossia runs from its source folder, so install it with pip"
+    return f"the installation did not find {lacks}, so add that and reinstall ossia"

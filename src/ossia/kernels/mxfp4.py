@@ -1,12 +1,12 @@
 """MXFP4: blocks of 32 values in four bits each, under one power-of-two scale byte.
 
 A code is E2M1: one sign bit and eight magnitudes. A byte holds two codes, the even index in the low nibble. A scale
-byte s stands for 2^(s - 127), and 255 for NaN. Format: OCP Microscaling Formats v1.0; layout: the published checkpoints.
+byte s stands for 2^(s - 127), and 255 for NaN. Format: OCP Microscaling Formats v1.0; layout: published checkpoints.
 
 Shapes: `...` any leading dimensions, N values along the last one, B = N / 32 blocks.
 """
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def quantize(weight: Tensor, *, scale_rule: ScaleRule = "ceil", name: str = "wei
     exponent_B = _exponents(values_B32, scale_rule)
     rounded_B32 = _round_e2m1(values_B32.abs(), exponent_B)
     grid = torch.tensor(MAGNITUDES, dtype=rounded_B32.dtype, device=weight.device)
-    codes_B32 = torch.bucketize(rounded_B32, grid).to(torch.uint8) | (values_B32.signbit().to(torch.uint8) << 3)
+    codes_B32 = torch.bucketize(rounded_B32.contiguous(), grid).to(torch.uint8) | (values_B32.signbit().to(torch.uint8) << 3)
     return pack(codes_B32), (exponent_B + _BIAS).to(torch.uint8)
 
 
@@ -46,7 +46,8 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.float3
     """Unpack blocks uint8 [..., B, 16] and scales uint8 [..., B] into values [..., N] of `dtype`.
 
     Exact wherever `dtype` can hold the value: always in float64; in float32 and bfloat16 magnitudes of 2^128 and more
-    (codes 2 to 6 under scale byte 254) become infinite. Scale byte 255 gives NaN. Raises KernelError on a wrong shape or type.
+    (4 and 6 under scale byte 253, 2 to 6 under 254) become infinite. Scale byte 255 gives NaN. Raises KernelError on a
+    wrong shape or type.
     """
     check_packed(blocks, scales)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -58,16 +59,27 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.float3
 def fake_quantize(weight: Tensor, *, scale_rule: ScaleRule = "ceil") -> Tensor:
     """`weight` [..., N] as it will be after packing, in its own type, with the identity as its gradient.
 
-    Equal to `dequantize(*quantize(weight))`: what is trained through this is what is exported (straight-through
-    estimator, Bengio et al. 2013). A rounded value lies within a factor of two of the value or is zero, so the difference
-    and the sum below are exact. NaN is not looked for: the training loop watches the loss.
+    Equal to `dequantize(*quantize(weight), weight.dtype)` bit for bit: what is trained through this is what is exported
+    (straight-through estimator, Bengio et al. 2013). NaN is not looked for: the training loop watches the loss.
     """
     with torch.no_grad():
-        values_B32 = weight.detach().unflatten(-1, (-1, BLOCK))
+        values_B32 = weight.unflatten(-1, (-1, BLOCK))
         exponent_B = _exponents(values_B32, scale_rule)
         rounded_B32 = _round_e2m1(values_B32.abs(), exponent_B).copysign_(values_B32)
-        error = torch.ldexp(rounded_B32, exponent_B.unsqueeze(-1)).flatten(-2).sub_(weight)
-    return weight + error
+        packed = torch.ldexp(rounded_B32, exponent_B.unsqueeze(-1)).flatten(-2).to(weight.dtype)
+    return cast(Tensor, _StraightThrough.apply(weight, packed))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second operand, with its gradient handed to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, packed: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return packed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, None
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -95,7 +107,9 @@ def _blocked(weight: Tensor, name: str) -> Tensor:
     if not weight.is_floating_point():
         raise KernelError(f"{name} is {weight.dtype}: MXFP4 packs floating-point values")
     if weight.ndim == 0 or weight.shape[-1] % BLOCK or not weight.numel():
-        raise KernelError(f"{name} has shape {tuple(weight.shape)}: MXFP4 needs a last dimension that is a multiple of 32")
+        raise KernelError(
+            f"{name} has shape {tuple(weight.shape)}: MXFP4 needs a last dimension that is a multiple of {BLOCK}"
+        )
     if not bool(torch.isfinite(weight).all()):
         raise KernelError(f"{name} holds NaN or infinity: MXFP4 cannot store it, so find out where it came from")
     wide = weight if weight.dtype == torch.float64 else weight.float()

@@ -67,8 +67,8 @@ class Experts(Protocol):
         """Weighted sum of the chosen experts' outputs.
 
         x [T, D]; gate_up [E, 2I, D] with gate rows even and linear rows odd, its bias [E, 2I]; down [E, D, I], its bias
-        [E, D]; expert_ids int64 [T, K]; expert_weights [T, K]. SwiGLU: gate at most `limit`, linear within it both ways,
-        gate * sigmoid(1.702 gate) * (linear + 1). Returns [T, D].
+        [E, D]; expert_ids int64 [T, K]; expert_weights [T, K]. SwiGLU: gate at most `limit`, linear within it both
+        ways, gate * sigmoid(1.702 gate) * (linear + 1). Returns [T, D].
         """
         ...
 
@@ -87,8 +87,11 @@ class ExpertsMxfp4(Protocol):
         expert_weights: Tensor,
         limit: float,
     ) -> Tensor:
-        """As `Experts`, from packed weights: gate_up_blocks uint8 [E, 2I, D/32, 16], gate_up_scales uint8 [E, 2I, D/32],
-        down_blocks uint8 [E, D, I/32, 16], down_scales uint8 [E, D, I/32]."""
+        """As `Experts`, from packed weights.
+
+        gate_up_blocks uint8 [E, 2I, D/32, 16], gate_up_scales uint8 [E, 2I, D/32]; down_blocks uint8 [E, D, I/32, 16],
+        down_scales uint8 [E, D, I/32].
+        """
         ...
 
 

@@ -21,9 +21,14 @@ def verified(op: str, implementation: Op) -> Op:
 
     def checked(*operands: object) -> Tensor:
         result, expected = implementation(*operands), reference(*operands)
+        if (result.shape, result.dtype) != (expected.shape, expected.dtype):
+            raise KernelError(
+                f"{op} returns {result.dtype} {list(result.shape)}, "
+                f"the reference {expected.dtype} {list(expected.shape)}"
+            )
         scale = max(float(expected.abs().max()), 1e-6) if expected.numel() else 1.0
         difference = float((result.double() - expected.double()).abs().max()) if expected.numel() else 0.0
-        if result.shape != expected.shape or not difference <= TOLERANCES[expected.dtype] * scale:
+        if not difference <= TOLERANCES[expected.dtype] * scale:
             raise KernelError(
                 f"{op} strays from the reference by {difference:.3g} where values reach {scale:.3g} "
                 f"(shapes {[list(o.shape) for o in operands if isinstance(o, Tensor)]})"

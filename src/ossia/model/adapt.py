@@ -51,7 +51,8 @@ def fill(
             unused.append(name)
             continue
         slot, owner, attribute = slots.pop(name)
-        if slot.shape != tensor.shape or slot.is_floating_point() != tensor.is_floating_point():
+        same_type = slot.dtype == tensor.dtype or (slot.is_floating_point() and tensor.is_floating_point())
+        if slot.shape != tensor.shape or not same_type:
             raise CheckpointError(
                 f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, the model needs {slot.dtype} {list(slot.shape)}"
             )

@@ -94,16 +94,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if layout == "original":
         config = replace(config, mxfp4_experts=packed)  # The original dialect does not say.
     elif config.mxfp4_experts != packed:
-        said = "packs the experts in MXFP4 (quantization_config)" if config.mxfp4_experts else "has no quantization_config"
-        held = "in MXFP4" if packed else "not packed"
-        raise CheckpointError(f"{config_path} {said}, but the experts in the files are {held}: mend config.json")
+        has, are = ("has no", "packed in MXFP4") if packed else ("has a", "not packed")
+        raise CheckpointError(f"{config_path}: {has} quantization_config, but the experts in the files are {are}")
     expected = stored_tensors(config, layout, packed=packed)
     _compare(folder, expected, stored)
     shapes = parameter_shapes(config, packed=packed)
     sources = dict(_sources(expected, shapes))
-    specs = {
-        name: TensorSpec(dtype=stored[sources[name][0].name].dtype, shape=shape) for name, shape in shapes.items()
-    }
+    specs = {name: TensorSpec(dtype=stored[sources[name][0].name].dtype, shape=shape) for name, shape in shapes.items()}
     return Checkpoint(
         folder=folder,
         layout=layout,
@@ -124,16 +121,12 @@ def _read_headers(
     for path in paths:
         for name, spec in read_header(path).specs.items():
             if name in stored:
-                raise CheckpointError(f"tensor {name} is in {files[name]} and in {path.name}: one of them is a leftover")
+                raise CheckpointError(f"{path}: tensor {name} is in {files[name].name} too: remove the leftover")
             stored[name], files[name] = spec, path
     if index is not None:
-        absent = [f"{name} (not in {file})" for name, file in index.items() if name not in files or files[name].name != file]
-        unlisted = [f"{name} (in {files[name].name})" for name in stored if name not in index]
-        both = [listed(absent, "listed but not where the index says"), listed(unlisted, "not listed")]
-        if any(both):
-            raise CheckpointError(
-                f"{paths[0].parent}: the index and its shards disagree: {'; '.join(part for part in both if part)}"
-            )
+        claimed = [f"{name} in {file}" for name, file in index.items()]
+        held = [f"{name} in {path.name}" for name, path in files.items()]
+        compare_names(f"{paths[0].parent}: the shards hold other tensors than the index lists", claimed, held)
     return stored, files
 
 

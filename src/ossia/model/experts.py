@@ -54,7 +54,9 @@ class Mxfp4Experts(Experts):
         e, d, i = config.num_experts, config.hidden_size, config.intermediate_size
         for name, rows, columns in (("gate_up", 2 * i, d), ("down", d, i)):
             num_blocks = columns // MXFP4_BLOCK
-            self.register_buffer(f"{name}_blocks", torch.empty(e, rows, num_blocks, MXFP4_BLOCK // 2, dtype=torch.uint8))
+            self.register_buffer(
+                f"{name}_blocks", torch.empty(e, rows, num_blocks, MXFP4_BLOCK // 2, dtype=torch.uint8)
+            )
             self.register_buffer(f"{name}_scales", torch.empty(e, rows, num_blocks, dtype=torch.uint8))
 
     def forward(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:

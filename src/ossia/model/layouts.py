@@ -69,7 +69,7 @@ def parameter_shapes(config: ModelConfig, *, packed: bool) -> dict[str, tuple[in
 
 
 def stored_tensors(config: ModelConfig, layout: Layout, *, packed: bool) -> tuple[Stored, ...]:
-    """Every tensor that a checkpoint of this layout holds, in reading order. `packed`: experts in MXFP4, not in BF16."""
+    """Every tensor that a checkpoint of this layout holds, in reading order. `packed`: experts in MXFP4, else BF16."""
     shapes = parameter_shapes(config, packed=packed)
     names = _hf_names if layout == "hf" else _original_names
     return tuple(

@@ -4,12 +4,14 @@ Nothing here searches folders recursively: a published repository holds the same
 `metal/`), and is loaded once.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from ossia.config import Layout
 from ossia.errors import CheckpointError
 
 DEMO = "demo"
@@ -19,6 +21,17 @@ SINGLE = "model.safetensors"
 CONFIG = "config.json"
 ORIGINAL = "original"
 """Subfolder of a published repository that holds the second layout."""
+
+TOKENIZERS = ("tokenizer.json", "o200k_base.tiktoken")
+"""Files that hold a vocabulary."""
+
+_BESIDE = ["tokenizer*.json", "*.tiktoken", "special_tokens_map.json", "chat_template*", "generation_config.json"]
+_PAPERS = ["LICENSE*", "NOTICE*", "USAGE_POLICY*", "README.md"]
+HUB_PATTERNS: dict[Layout, tuple[list[str], list[str]]] = {
+    "hf": (["*.safetensors", INDEX, CONFIG, *_BESIDE, *_PAPERS], ["*/*"]),
+    "original": ([f"{ORIGINAL}/*.safetensors", f"{ORIGINAL}/*.json", *_BESIDE, *_PAPERS], ["metal/*"]),
+}
+"""For each layout the files of a hub repository to fetch, and those to leave although they match."""
 
 _SHARD = re.compile(r"(?P<family>.*?)-+\d{5}-of-\d{5}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,7 +50,7 @@ def resolve_model(name: str | Path) -> Path:
     if name == DEMO:
         if not (demo_folder() / CONFIG).is_file():
             raise CheckpointError(
-                f"the bundled model is not in {demo_folder()}: install ossia with its demo weights, or name a model folder"
+                f"the bundled model is not in {demo_folder()}: install ossia with its weights, or name a model folder"
             )
         return demo_folder()
     if Path(name).is_dir():
@@ -50,7 +63,7 @@ def resolve_model(name: str | Path) -> Path:
 
 
 def model_folder(folder: Path) -> Path:
-    """`folder` if it holds weights itself, else its `original/` if that does. Raises CheckpointError if neither does."""
+    """`folder` if it holds weights itself, else its `original/` if that does; CheckpointError if neither does."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     for candidate in (folder, folder / ORIGINAL):
@@ -93,6 +106,12 @@ def shard_files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | Non
     return tuple(folder / name for name in names), index
 
 
+def tokenizer_file(folder: Path) -> Path | None:
+    """The vocabulary that belongs to the model in `folder`; that of `original/` lies one folder up."""
+    folders = (folder, folder.parent) if folder.name == ORIGINAL else (folder,)
+    return next((path for each in folders for name in TOKENIZERS if (path := each / name).is_file()), None)
+
+
 def _weight_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
 
@@ -124,12 +143,14 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _downloaded(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(repository, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{repository} has not been downloaded and is no folder: run `ossia pull {repository}` first"
-        ) from None
+    for allow, ignore in HUB_PATTERNS.values():
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(
+                snapshot_download(repository, local_files_only=True, allow_patterns=allow, ignore_patterns=ignore)
+            )
+    raise CheckpointError(
+        f"{repository} is no folder, and not downloaded or not wholly: run `ossia pull {repository}` first"
+    )

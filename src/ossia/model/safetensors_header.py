@@ -137,7 +137,8 @@ def _checked(path: Path, entries: dict[str, Any], *, start: int, size: int) -> H
     if start + reached > size:
         past = next(name for _, end, name in spans if start + end > size)
         raise CheckpointError(
-            f"{path}: tensor {past} ends past the file ({size:,} bytes of {start + reached:,}): truncated, fetch it again"
+            f"{path}: tensor {past} ends past the file, which has {size:,} bytes of {start + reached:,}: truncated, "
+            "fetch it again"
         )
     if start + reached < size:
         raise CheckpointError(

@@ -1,10 +1,9 @@
 """Writing a checkpoint of either published layout: streamed, whole or not at all, and read back before it counts.
 
-Tensors are asked for one at a time and in file order, so that memory stays at the largest of them; experts are converted
-one by one. Everything goes into a hidden folder beside the target, which is renamed at the very end.
+Tensors are asked for one at a time and in file order, so that memory stays at the largest of them; experts are
+converted one by one. Everything goes into a hidden folder beside the target, which is renamed at the very end.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ossia.config import EOS_TOKEN_IDS, Layout, ModelConfig
+from ossia.config import Layout, ModelConfig
 from ossia.errors import CheckpointError, StorageError
 from ossia.kernels import mxfp4
 from ossia.model.checkpoint import Checkpoint, compare_names, open_checkpoint
@@ -26,6 +25,13 @@ from ossia.model.locate import CONFIG, INDEX, SINGLE
 from ossia.model.safetensors_header import TensorSpec, encode_header, read_header
 
 GENERATION_CONFIG = "generation_config.json"
+_PUBLISHED_GENERATION: dict[str, Any] = {
+    "bos_token_id": 199998,
+    "do_sample": True,
+    "eos_token_id": [200002, 199999, 200012],
+    "pad_token_id": 199999,
+}
+_PUBLISHED_VOCABULARY = 201_088
 _PIECE_BYTES = 16 * 2**20
 _SPARE_BYTES = 2**20
 """Room for headers and configuration in the check of free space."""
@@ -60,17 +66,17 @@ def write_checkpoint(
     """Write `tensors` as a checkpoint of `layout` in `folder`, and return it, opened.
 
     `tensors` holds exactly the parameters of `config`, experts packed or dense; `packed` says how to store the experts
-    (default: as the configuration says) and each is converted where the two differ. Floating-point tensors are stored in
-    BF16; norm scales and sinks that come in float32 stay so. The original layout is one file; the other is cut into
+    (default: as the configuration says), and each is converted where the two differ. Floating-point tensors are stored
+    in BF16; norm scales and sinks that come in float32 stay so. The original layout is one file; the other is cut into
     shards of at most `max_shard_bytes` (a larger tensor has a shard of its own). `extra_files` are copied beside them.
-    `generation_config` goes with the hf layout (default: the published one where the vocabulary holds its ids).
-    `progress(done, total)` counts bytes, each twice: written, then read back.
+    `generation_config` goes with the hf layout (default: the published one, where the vocabulary holds its ids).
+    `progress(done, total)` counts bytes, half a byte when it is written and half when it is read back.
 
-    Raises StorageError if the target exists and is not empty (unless `overwrite`, and then only if a checkpoint is all it
-    holds), if the disk is full or refuses, or if what is read back differs; CheckpointError if `tensors` does not fit
-    `config`. In every case nothing is left behind and an old target is untouched.
+    Raises StorageError if the target exists and is not empty (unless `overwrite`, and then only if a checkpoint is all
+    it holds), if the disk is full or refuses, or if what is read back differs; CheckpointError if `tensors` does not
+    fit `config`. In every case nothing is left behind and an old target is untouched.
     """
-    target = Path(os.path.abspath(folder))
+    target = Path(folder).absolute()
     packed = config.mxfp4_experts if packed is None else packed
     config = replace(config, mxfp4_experts=packed)
     config_json = config.to_json(layout)
@@ -83,7 +89,7 @@ def write_checkpoint(
             raise StorageError(f"{path}: is no file to copy beside the checkpoint")
     _check_space(target, total + sum(path.stat().st_size for path in extra_files) + _SPARE_BYTES)
     shards = _shards(plan, max_shard_bytes) if layout == "hf" else {SINGLE: plan}
-    step = _Counter(total=2 * total, report=progress)
+    step = _Counter(total=total, report=progress)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir()
@@ -92,9 +98,10 @@ def write_checkpoint(
             checksums |= _write_shard(partial / name, shard, conversion, step)
         _write_json(partial / CONFIG, config_json)
         if layout == "hf":
-            generation = _published_generation(config) if generation_config is None else dict(generation_config)
-            if generation:
-                _write_json(partial / GENERATION_CONFIG, generation)
+            if generation_config is None and config.vocab_size == _PUBLISHED_VOCABULARY:
+                generation_config = _PUBLISHED_GENERATION
+            if generation_config is not None:
+                _write_json(partial / GENERATION_CONFIG, generation_config)
         if len(shards) > 1:
             weight_map = {stored.name: name for name, shard in shards.items() for stored, _ in shard}
             _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -147,7 +154,8 @@ class _Conversion:
             weight = stored.parameters[0].removesuffix("_blocks")
             self.scales[weight] = []
             for index, expert in enumerate(self._parameter(weight)):
-                blocks, scales = mxfp4.quantize(expert, scale_rule=self.scale_rule, name=f"{weight} (expert {index})")
+                name = f"{weight} (expert {index})"
+                blocks, scales = mxfp4.quantize(expert.contiguous(), scale_rule=self.scale_rule, name=name)
                 self.scales[weight].append(scales)
                 yield blocks
         elif stored.kind == "scales":
@@ -181,9 +189,7 @@ class _Conversion:
         return tensor.to(dtype)
 
 
-def _shards(
-    plan: Sequence[tuple[Stored, TensorSpec]], max_bytes: int
-) -> dict[str, list[tuple[Stored, TensorSpec]]]:
+def _shards(plan: Sequence[tuple[Stored, TensorSpec]], max_bytes: int) -> dict[str, list[tuple[Stored, TensorSpec]]]:
     cut: list[list[tuple[Stored, TensorSpec]]] = [[]]
     room = max_bytes
     for stored, spec in plan:
@@ -198,12 +204,6 @@ def _shards(
     return {f"model-{number:05d}-of-{len(cut):05d}.safetensors": shard for number, shard in enumerate(cut, start=1)}
 
 
-def _published_generation(config: ModelConfig) -> dict[str, Any]:
-    if config.vocab_size <= max(EOS_TOKEN_IDS):
-        return {}
-    return {"bos_token_id": 199998, "do_sample": True, "eos_token_id": list(EOS_TOKEN_IDS), "pad_token_id": 199999}
-
-
 # -------------------------------------------------------------------- the disk
 
 
@@ -212,11 +212,12 @@ class _Counter:
     total: int
     report: Callable[[int, int], None] | None
     done: int = 0
+    """Twice the total at the end."""
 
     def __call__(self, num_bytes: int) -> None:
         self.done += num_bytes
         if self.report:
-            self.report(self.done, self.total)
+            self.report(self.done // 2, self.total)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -242,8 +243,8 @@ def _check_space(target: Path, needed: int) -> None:
 def _storage_error(error: OSError, target: Path, total: int) -> StorageError:
     free = shutil.disk_usage(target.parent).free
     return StorageError(
-        f"{target}: the disk refused ({error.strerror}) while {total:,} bytes were to be written and {free:,} are free: "
-        "nothing was kept; make room, or name another disk"
+        f"{target}: the disk refused ({error.strerror}): {total:,} bytes were to be written and {free:,} are free; "
+        "nothing was kept, so make room or name another disk"
     )
 
 
@@ -268,16 +269,12 @@ def _write_shard(
 
 def _bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a tensor, uncopied where it is contiguous and in main memory, a piece at a time."""
-    tensor = tensor.cpu().contiguous()
-    size = tensor.nbytes
-    whole = memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
-    for begin in range(0, size, _PIECE_BYTES):
+    whole = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for begin in range(0, len(whole), _PIECE_BYTES):
         yield whole[begin : begin + _PIECE_BYTES]
 
 
-def _read_back(
-    folder: Path, specs: Mapping[str, TensorSpec], checksums: Mapping[str, int], step: _Counter
-) -> None:
+def _read_back(folder: Path, specs: Mapping[str, TensorSpec], checksums: Mapping[str, int], step: _Counter) -> None:
     """Compare types, shapes and checksums on disk with what was meant. Plain reads: a mapping would count as memory."""
     written = open_checkpoint(folder)
     if dict(written.stored) != dict(specs):

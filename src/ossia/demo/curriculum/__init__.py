@@ -1,1 +1,1 @@
-"""What the demo model is taught: seeded generators of exercises with worked solutions, their graders, its vocabulary."""
+"""What the demo model is taught: seeded exercises with worked solutions, their graders, its vocabulary."""

@@ -72,6 +72,8 @@ def operands(rng: Random, operation: Operation) -> tuple[int, int]:
             b = min(b, 9999)
         elif a < b and chance < 0.6:
             a, b = b, a
+    if rng.random() < 0.05:
+        a = -a
     return a, b
 
 
@@ -99,7 +101,7 @@ def operation_sample(rng: Random, operation: Operation, family: str) -> Sample:
         tools=[],
         check="division" if operation == "/" else "integer",
         answer=f"{work.result} {work.remainder}" if operation == "/" else str(work.result),
-        key=f"{a}{operation}{b}",
+        keys=(f"{a}{operation}{b}",),
         date=draw_date(rng),
     )
 
@@ -120,7 +122,7 @@ def _by_zero(rng: Random, effort: Effort) -> Sample:
         tools=[],
         check="contains",
         keywords=("undefined",),
-        key=f"{a}/0",
+        keys=(f"{a}/0",),
         date=draw_date(rng),
     )
 
@@ -149,7 +151,7 @@ def division(rng: Random) -> Sample:
 
 
 def chain_work(terms: list[int], operations: list[Operation], effort: Effort) -> scratch.Work:
-    """Lines for a chain evaluated from the left, products first (a product may only be the first or second operation)."""
+    """Lines for a chain from the left; a product, of which there is at most one among two operations, comes first."""
     text = str(terms[0]) + "".join(f"{op}{term}" for op, term in zip(operations, terms[1:], strict=True))
     lines = [text]
     if effort != "low":
@@ -205,6 +207,6 @@ def chain(rng: Random) -> Sample:
         tools=[],
         check="integer",
         answer=str(work.result),
-        key=plain.replace(" ", ""),
+        keys=(plain.replace(" ", ""),),
         date=draw_date(rng),
     )

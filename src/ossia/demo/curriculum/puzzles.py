@@ -48,7 +48,7 @@ def puzzle(rng: Random, task: str) -> Sample:
         tools=[],
         check="reasoning_gym",
         answer=str(index),
-        key=re.sub(r"\s", "", question.split(":")[1]).rstrip("=") if task == "chain_sum" else "",
+        keys=(re.sub(r"\s", "", question.split(":")[1]).rstrip("="),) if task == "chain_sum" else (),
         date=draw_date(rng),
     )
 
@@ -88,9 +88,8 @@ def _leg_counting(entry: Any, effort: Effort) -> list[str]:
     lines = ["Count the legs of each kind, then add."] if effort != "low" else []
     totals: list[int] = []
     legs = _legs()
-    counted = re.findall(r"(\d+) ([a-z ]+?)s[,?]", entry["question"])
-    for count, animal in counted:
-        totals.append(int(count) * legs[animal])
+    for animal, count in entry["metadata"]["animals"].items():
+        totals.append(count * legs[animal])
         line = f"{count} {animal}: {count}*{legs[animal]}={totals[-1]}"
         lines.append(line if effort == "low" else f"A {animal} has {legs[animal]} legs. {line}")
     total = totals[0]

@@ -38,18 +38,26 @@ class Sample:
     """Texts a right reply contains, compared without case."""
     call: dict[str, Any] | None = None
     """The expected call: `name` and `arguments` (an object)."""
-    key: str = ""
-    """What makes two prompts the same exercise, where that is not simply the user's text."""
+    keys: tuple[str, ...] = ()
+    """What makes two prompts the same exercise, where that is not simply the user's text; one entry a turn."""
     date: str | None = None
     """Current date of the system message, YYYY-MM-DD; None leaves it out."""
 
     @property
+    def prompt_keys(self) -> tuple[str, ...]:
+        """One key for each request of the user, the graded one last; prompts of equal key share a side of the split."""
+        return self.keys or tuple(normalise(m["content"]) for m in self.messages if m["role"] == "user")
+
+    @property
     def prompt_key(self) -> str:
-        """Normalised text of the request: equal for prompts that must share a side of the split."""
-        if self.key:
-            return self.key
-        text = " ".join(message["content"] for message in self.messages if message["role"] == "user")
-        return normalise(text)
+        """All keys as one text: equal for two samples of the same exercise."""
+        return ";".join(self.prompt_keys)
+
+    def belongs(self, split: Split) -> bool:
+        """Whether a split may have the sample: in training no turn is held out, in evaluation the last one is."""
+        if split == "train":
+            return not any(map(is_heldout, self.prompt_keys))
+        return is_heldout(self.prompt_keys[-1])
 
     @property
     def prompt(self) -> list[Message]:

@@ -3,12 +3,12 @@
 Columns run from the right, with the carry always written and results always two digits wide, so that the same digit
 of each line stands the same number of tokens apart:
 
-    37+58          padded to one width      100-98>0        which is larger
-    7+8+0=15       digit + digit + carry    100-098
-    3+5+1=09                                0-8-0=2-10      borrowed: 2 less ten
-    095=95         read off, then trimmed   0-9-1=0-10
-                                            1-0-1=0-00
-                                            002=2
+    037+158        padded to one width      100-098>0       which is larger
+                                            100-098
+    7+8+0=15       digit + digit + carry    0-8-0=2-10      2 less a borrowed ten
+    3+5+1=09                                0-9-1=0-10
+    0+1+0=01                                1-0-1=0-00
+    0195=195       read off, then trimmed   002=2
 
 Low effort is these lines alone; medium says at each what is written and carried; high also checks by the inverse.
 """
@@ -140,7 +140,7 @@ def signed(a: int, operation: Operation, b: int, *, spoken: bool = False) -> Wor
 
 
 def check(a: int, operation: Operation, b: int, work: Work) -> list[str]:
-    """The inverse operation in short lines, ending in a statement that it agrees; casting out nines for two-digit factors."""
+    """The inverse operation in short lines and what it confirms; casting out nines where both factors are long."""
     if operation == "+" and a >= 0:
         return ["Check:", *subtract(work.result, b).lines, f"{a} is right."]
     if operation == "-" and a >= 0 and work.result >= 0:
@@ -164,9 +164,9 @@ def _nines(a: int, b: int, product: int) -> list[str]:
     lines: list[str] = []
     for value in (a, b, product):
         total = sum(map(int, str(value)))
-        lines.append(f"{value}: {'+'.join(str(value))}={total}, mod 9={total % 9}")
+        lines.append(f"{value}: {'+'.join(str(value))}={total}, mod 9 is {total % 9}")
     p, q, r = a % 9, b % 9, product % 9
-    lines.append(f"{p}*{q}={p * q}, mod 9={r}")
+    lines.append(f"{p}*{q}={p * q}, mod 9 is {r}")
     lines.append(f"{r} is right.")
     return lines
 

@@ -5,20 +5,25 @@ be learnt is to match and to copy. The nouns in UNSEEN_NOUNS never occur in trai
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from ossia.demo.curriculum.sample import Effort, Message, Sample, assistant, draw_date, draw_effort, opening, user
-from ossia.demo.curriculum.words import COLORS, city, code, email, first_name, person, phrase
+from ossia.demo.curriculum.words import COLORS, COMMON, city, code, email, first_name, person, phrase
 
 ASKING_VERBS = "get find check look_up fetch read count show".split()
-DOING_VERBS = "book create cancel send update delete start stop order open reserve schedule save print move share".split()
+DOING_VERBS = (
+    "book create cancel send update delete start stop order open reserve schedule save print move share".split()
+)
 NOUNS = (
-    "weather forecast flight hotel room ticket train table meeting event reminder note task message report order parcel "
-    "package payment price rate score game song playlist movie book course lesson recipe menu temperature humidity light "
-    "lamp door heater printer camera file folder document photo contact address account profile password_hint route map "
+    "weather forecast flight hotel room ticket train table meeting event reminder note task message report "
+    "order parcel "
+    "package payment price rate score game song playlist movie book course lesson recipe menu temperature "
+    "humidity light "
+    "lamp door heater printer camera file folder document photo contact address account profile password_hint "
+    "route map "
     "taxi car bike bus ship station hospital doctor appointment visit sale product stock item cart review comment post "
     "channel ticket_price exchange_rate bank_balance user team project budget contract survey job machine server backup"
 ).split()
@@ -65,6 +70,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(name="title", type="string", description="The title.", phrase='called "{v}"', draw=phrase),
     Parameter(name="text", type="string", description="The text.", phrase='with the text "{v}"', draw=phrase),
     Parameter(name="id", type="string", description="Reference code.", phrase="with id {v}", draw=code),
+    Parameter(name="query", type="string", description="What to search for.", phrase='matching "{v}"', draw=phrase),
+    Parameter(name="topic", type="string", description="The topic.", phrase="about {v}", draw=_one_of(*COMMON)),
+    Parameter(name="user", type="string", description="Name of the user.", phrase="of {v}", draw=person),
+    Parameter(name="amount", type="integer", description="The amount.", phrase="with amount {v}", draw=_up_to(9999)),
     Parameter(name="date", type="string", description="Date, YYYY-MM-DD.", phrase="on {v}", draw=_date),
     Parameter(name="time", type="string", description="Time, HH:MM.", phrase="at {v}", draw=_time),
     Parameter(name="days", type="integer", description="Number of days.", phrase="for {v} days", draw=_up_to(30)),
@@ -101,14 +110,23 @@ PARAMETERS: tuple[Parameter, ...] = (
         draw=lambda rng: rng.random() < 0.5,
     ),
 )  # fmt: skip
-_CLASHES = ({"city", "location", "time"}, {"destination", "recipient"}, {"unit", "color", "currency", "city"})
+_CLASHES = (
+    {"city", "location", "time"},
+    {"name", "days", "people"},
+    {"user", "owner"},
+    {"destination", "recipient"},
+    {"unit", "color", "currency", "city"},
+)
 """Parameters whose phrases could be taken for each other."""
 
+QUESTIONS = ("What is the {r}?", "What's the {r}?", "Do you know the {r}?", "Tell me the {r}.")
 REQUESTS = (
     "{V} the {r}.", "{V} the {r}.", "{V} the {r}, please.", "Please {v} the {r}.", "Can you {v} the {r}?",
     "Could you {v} the {r}?", "I want you to {v} the {r}.", "I need to {v} the {r}.", "Help me {v} the {r}.",
     "Now {v} the {r}.", "Use a tool to {v} the {r}.", "{v} the {r}", "Would you {v} the {r}?", "Hi! {V} the {r}.",
 )  # fmt: skip
+
+DESCRIPTIONS = ("{V} the {n}.", "{V} the {n} for the user.", "A tool to {v} the {n}.")
 
 RESULTS: dict[str, Callable[[Random], Any]] = {
     "status": _one_of("ok", "open", "closed", "ready", "late", "full", "active", "pending"),
@@ -131,7 +149,13 @@ class Function:
 
     verb: str
     noun: str
+    description: str
     parameters: tuple[Parameter, ...]
+    """What a request mentions, in the order in which a call gives it."""
+    optional: tuple[Parameter, ...] = ()
+    """Declared, but neither required nor mentioned."""
+    described: bool = True
+    """Whether the parameters have descriptions."""
 
     @property
     def name(self) -> str:
@@ -146,17 +170,20 @@ class Function:
         return self.noun.replace("_", " ")
 
     def declaration(self) -> dict[str, Any]:
-        """OpenAI's form; every parameter is required."""
+        """OpenAI's form."""
         properties: dict[str, Any] = {}
-        for parameter in self.parameters:
-            properties[parameter.name] = {"type": parameter.type, "description": parameter.description}
+        for parameter in (*self.parameters, *self.optional):
+            schema: dict[str, Any] = {"type": parameter.type}
+            if self.described:
+                schema["description"] = parameter.description
             if parameter.enum:
-                properties[parameter.name]["enum"] = list(parameter.enum)
+                schema["enum"] = list(parameter.enum)
+            properties[parameter.name] = schema
         return {
             "type": "function",
             "function": {
                 "name": self.name,
-                "description": f"{self.action.capitalize()} the {self.thing}.",
+                "description": self.description,
                 "parameters": {
                     "type": "object",
                     "properties": properties,
@@ -166,40 +193,66 @@ class Function:
         }
 
 
-def _function(rng: Random, nouns: list[str]) -> Function:
+def _function(rng: Random, nouns: Sequence[str], most: int = 4) -> Function:
     chosen: list[Parameter] = []
-    for parameter in rng.sample(PARAMETERS, 6)[: rng.choice((1, 1, 2, 2, 3))]:
+    for parameter in rng.sample(PARAMETERS, min(most, rng.choices((0, 1, 2, 3, 4), (5, 43, 35, 14, 3))[0])):
         names = {other.name for other in chosen}
         if not any(parameter.name in clash and names & clash for clash in _CLASHES):
             chosen.append(parameter)
-    return Function(verb=rng.choice(ASKING_VERBS + DOING_VERBS), noun=rng.choice(nouns), parameters=tuple(chosen))
+    verb, noun = rng.choice(ASKING_VERBS + DOING_VERBS), rng.choice(nouns)
+    described = DESCRIPTIONS[rng.choice((0, 0, 0, 1, 2))]
+    optional: list[Parameter] = []
+    if len(chosen) > 1 and rng.random() < 0.2:
+        optional.append(chosen.pop())
+    return Function(
+        verb=verb,
+        noun=noun,
+        description=described.format(
+            V=verb.replace("_", " ").capitalize(), v=verb.replace("_", " "), n=noun.replace("_", " ")
+        ),
+        parameters=tuple(chosen),
+        optional=tuple(optional),
+        described=rng.random() < 0.7,
+    )
 
 
-def functions(rng: Random, count: int, nouns: list[str]) -> list[Function]:
+def functions(rng: Random, count: int, nouns: Sequence[str]) -> list[Function]:
     """Tools of different names; now and then two share their noun, so that the verb has to be read."""
     found: list[Function] = []
+    most = 5 - count  # Declarations are the longest part of a prompt.
     while len(found) < count:
-        function = _function(rng, nouns if not found or rng.random() < 0.75 else [found[0].noun])
+        function = _function(rng, nouns if not found or rng.random() < 0.75 else [found[0].noun], most)
         if function.name not in {other.name for other in found}:
             found.append(function)
     rng.shuffle(found)
     return found
 
 
+def offer(rng: Random, count: int) -> list[dict[str, Any]]:
+    """Declarations of so many tools, for conversations that need none of them."""
+    return [function.declaration() for function in functions(rng, count, NOUNS)]
+
+
 def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def request(rng: Random, function: Function, arguments: dict[str, Any]) -> str:
-    """The user's words; they name each argument, in an order of their own."""
+def request(rng: Random, function: Function, arguments: dict[str, Any], offered: list[Function]) -> str:
+    """The user's words; they name each argument, in an order of their own.
+
+    Where only one tool on offer has the noun, something may be asked for without its verb: "What is the weather in …?"
+    """
     phrases = [parameter.phrase.format(v=_said(arguments[parameter.name])) for parameter in function.parameters]
     rng.shuffle(phrases)
     rest = " ".join([function.thing, *phrases])
+    alone = not any(other.noun == function.noun for other in offered if other is not function)
+    if alone and function.verb in ("get", "find", "check", "look_up", "fetch", "show") and rng.random() < 0.3:
+        return rng.choice(QUESTIONS).format(r=rest)
     return rng.choice(REQUESTS).format(V=function.action.capitalize(), v=function.action, r=rest)
 
 
 def _reason(offered: list[Function], function: Function, arguments: dict[str, Any], effort: Effort) -> str:
-    named = ", ".join(f"{name}={_said(value)}" for name, value in arguments.items())
+    named = ", ".join(f"{name}={_said(value)}" for name, value in arguments.items()) or "nothing"
     if effort == "low":
         return f"Use {function.name}: {named}"
     lines = [f"The user wants to {function.action} the {function.thing}."]
@@ -209,8 +262,7 @@ def _reason(offered: list[Function], function: Function, arguments: dict[str, An
             lines.append(f"{other.name}: {fits}.")
     lines.append(f"Use {function.name}: {named}")
     if effort == "high":
-        for parameter in function.parameters:
-            lines.append(f"{parameter.name} is {parameter.type}: {_said(arguments[parameter.name])}.")
+        lines += [f"{each.name} is {each.type}: {_said(arguments[each.name])}." for each in function.parameters]
     return "\n".join(lines)
 
 
@@ -254,15 +306,15 @@ def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, M
     return reply, assistant(thought, final), keywords
 
 
-def _exercise(rng: Random, family: str, kind: str, nouns: list[str]) -> Sample:
+def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str]) -> Sample:
     effort = draw_effort(rng)
-    count = rng.choices((1, 2, 3), (40, 40, 20))[0]
+    count = rng.choices((1, 2, 3), (43, 40, 17))[0]
     offered = functions(rng, count, nouns)
     function = rng.choice(offered)
     arguments = {parameter.name: parameter.draw(rng) for parameter in function.parameters}
     messages = [
         *opening(rng),
-        user(request(rng, function, arguments)),
+        user(request(rng, function, arguments, offered)),
         _call(function, arguments, _reason(offered, function, arguments, effort)),
     ]
     keywords: tuple[str, ...] = ()
@@ -299,7 +351,8 @@ def tool_answer(rng: Random) -> Sample:
 def tool_missing(rng: Random) -> Sample:
     """A request that no tool on offer serves."""
     effort = draw_effort(rng)
-    wanted, *offered = functions(rng, rng.choice((2, 3)), NOUNS)
+    wanted = _function(rng, NOUNS)
+    offered = functions(rng, rng.choice((1, 1, 2)), [noun for noun in NOUNS if noun != wanted.noun])
     arguments = {parameter.name: parameter.draw(rng) for parameter in wanted.parameters}
     wish = f"{wanted.action} the {wanted.thing}"
     thought = "No tool fits."
@@ -312,7 +365,7 @@ def tool_missing(rng: Random) -> Sample:
         effort=effort,
         messages=[
             *opening(rng),
-            user(request(rng, wanted, arguments)),
+            user(request(rng, wanted, arguments, offered)),
             assistant(thought, f"I have no tool to {wish}."),
         ],
         tools=[other.declaration() for other in offered],

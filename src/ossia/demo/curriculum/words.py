@@ -23,7 +23,8 @@ COMMON = (
     "health art war history party result change morning reason research girl boy moment air teacher force education "
     "food music river mountain ocean planet star moon sun forest tree bird fish horse dog cat bread cheese soup garden "
     "winter summer spring autumn rain snow wind storm fire stone metal glass paper letter poem song dance paint light "
-    "color sound voice language number shape circle square table chair window kitchen bridge road train plane ship boat "
+    "color sound voice language number shape circle square table chair window kitchen bridge road train plane "
+    "ship boat "
     "engine wheel clock phone camera computer keyboard screen robot island desert valley castle king queen knight "
     "doctor nurse farmer soldier artist writer singer actor lawyer judge baker market shop bank hospital museum library"
 ).split()

@@ -1,0 +1,94 @@
+"""The command `ossia`: one small module per subcommand, imported only when that one is asked for."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from ossia import __version__
+from ossia.errors import OssiaError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "chat": ("chat:chat", "Talk to a model: one question, or a conversation."),
+    "info": ("info:info", "Print a model's architecture, counts and memory plan."),
+    "init": ("init:init", "Write a model with random weights."),
+    "pull": ("pull:pull", "Fetch a model from the hub."),
+    "train": ("train:train", "Train a model."),
+    "eval": ("eval:evaluate", "Measure a model on held-out problems."),
+}
+"""Name → module under `ossia.cli` and its command, and what to say of it in the list of commands."""
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """A group that knows its subcommands by name and imports one only to run it; errors are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        return getattr(import_module(f"ossia.cli.{module}"), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run, and exit: 0, 2 for bad input with one line on standard error, or 130 when interrupted."""
+        try:
+            result = super().main(args, prog_name or "ossia", complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(EXIT_BAD_INPUT)
+        except click.UsageError as error:
+            _fail(error.format_message() + (f" See: {error.ctx.command_path} --help" if error.ctx else ""))
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except OssiaError as error:
+            _fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"ossia: {' '.join(message.split())}", err=True)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ossia", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run, train and measure gpt-oss models.
+
+    Begin with: ossia chat "What is 17 + 25?"
+    """
+
+
+def main() -> None:
+    """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # A narrow terminal encoding is no reason to fail.
+    try:
+        cli()
+    except BrokenPipeError:
+        # Whoever read our output has gone, and has all that was wanted. Nothing may be flushed there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

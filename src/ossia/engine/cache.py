@@ -1,0 +1,99 @@
+"""Keys and values of tokens already seen, and how a forward pass attends to them.
+
+Shapes: T new tokens of all sequences end to end, S keys, N query heads, G key/value heads, H head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ossia.config import ModelConfig
+from ossia.kernels import Kernels
+
+_SMALLEST = 256
+"""Tokens of room in a new layer's store; small enough to be nothing, large enough for most prompts to grow it once."""
+
+
+class LayerStore:
+    """One layer of one sequence: rows in order of time in two buffers with spare room behind.
+
+    A full layer doubles its buffers when they are full. A windowed layer then moves the rows that a later query can
+    still see to the front instead, about once every `window` tokens. Either way the rows are always one contiguous
+    piece, so attention reads them in place.
+    """
+
+    __slots__ = ("_end", "_keys", "_start", "_values", "_window")
+
+    def __init__(self, window: int | None) -> None:
+        self._window = window
+        self._start = self._end = 0
+        self._keys = self._values = torch.empty(0)
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens whose keys and values are held."""
+        return self._end - self._start
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room before the next move."""
+        return self._keys.shape[0]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v [T, G, H]; return all rows [S, G, H] that the T new queries may see, as views."""
+        num_new = k.shape[0]
+        if self._window is not None:
+            # The oldest new query sees window - 1 rows before its own.
+            self._start = max(self._start, self._end - self._window + 1)
+        if self._end + num_new > self.capacity:
+            self._make_room(num_new, k)
+        stop = self._end + num_new
+        self._keys[self._end : stop] = k
+        self._values[self._end : stop] = v
+        self._end = stop
+        return self._keys[self._start : stop], self._values[self._start : stop]
+
+    def _make_room(self, num_new: int, like: Tensor) -> None:
+        kept = self.num_rows
+        size = max(_SMALLEST, 2 * (kept + num_new))
+        keys, values = like.new_empty(size, *like.shape[1:]), like.new_empty(size, *like.shape[1:])
+        if kept:
+            keys[:kept] = self._keys[self._start : self._end]
+            values[:kept] = self._values[self._start : self._end]
+        self._keys, self._values, self._start, self._end = keys, values, 0, kept
+
+
+class Cache:
+    """What one sequence has been through: its length and, layer by layer, the keys and values still needed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.length = 0
+        """Tokens seen, which is also the position of the next one."""
+        self.layers = [LayerStore(config.window(layer)) for layer in range(config.num_hidden_layers)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cached:
+    """Attention of new tokens to themselves and to what their caches hold: the `Attend` of prefill and decoding.
+
+    One forward pass each: the passes' keys and values stay in the caches.
+    """
+
+    kernels: Kernels
+    caches: tuple[Cache, ...]
+    lengths: tuple[int, ...]
+    """New tokens of each sequence; they sum to T."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None) -> Tensor:
+        """See `model.attention.Attend`."""
+        if len(self.caches) == 1:
+            k, v = self.caches[0].layers[layer].extend(k, v)
+            return self.kernels.attention(q, k, v, sinks, self.lengths, (k.shape[0],), window)
+        seen = [
+            cache.layers[layer].extend(new_k, new_v)
+            for cache, new_k, new_v in zip(self.caches, k.split(self.lengths), v.split(self.lengths), strict=True)
+        ]
+        k_lengths = tuple(keys.shape[0] for keys, _ in seen)
+        k, v = torch.cat([keys for keys, _ in seen]), torch.cat([values for _, values in seen])
+        return self.kernels.attention(q, k, v, sinks, self.lengths, k_lengths, window)

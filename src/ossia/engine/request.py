@@ -1,0 +1,84 @@
+"""What is asked of the engine, checked before any work is done. Pure Python, no torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ossia.errors import RequestError
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn, and when to stop. Raises RequestError for a value out of range.
+
+    The filters apply in the order top_k, top_p, min_p, each to the probabilities at the given temperature.
+    """
+
+    temperature: float = 1.0
+    """0 takes the likeliest token, always."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this probable relative to the likeliest; 0 keeps all."""
+    seed: int | None = None
+    """Same seed, same tokens, whatever runs beside; None draws a fresh one."""
+    max_tokens: int | None = None
+    """Longest answer; None goes on to the end of the context."""
+    stop_ids: frozenset[int] = frozenset()
+    """An answer ends with the first of these, which it includes."""
+
+    def __post_init__(self) -> None:
+        _check_real("temperature", self.temperature, 0.0, math.inf)
+        _check_real("top_p", self.top_p, 0.0, 1.0)
+        _check_real("min_p", self.min_p, 0.0, 1.0)
+        if self.top_p == 0:
+            raise RequestError("top_p is 0: give a number above 0, or temperature 0 for the likeliest token")
+        _check_whole("top_k", self.top_k, 0)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, MAX_SEED)
+        if self.max_tokens is not None:
+            _check_whole("max_tokens", self.max_tokens, 1)
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+
+
+def check_prompt(token_ids: Sequence[int], *, vocab_size: int, context: int, room: int = 1) -> None:
+    """Raise RequestError unless the prompt holds known ids, at least one, and leaves `room` tokens of the context."""
+    if not token_ids:
+        raise RequestError("the prompt is empty: give at least one token")
+    if len(token_ids) + room > context:
+        raise RequestError(
+            f"the prompt has {len(token_ids)} tokens and the context {context}"
+            f"{', answer included' if room else ''}: shorten the prompt"
+        )
+    for index, token in enumerate(token_ids):
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"token id {token} at index {index} is outside the vocabulary of {vocab_size}: "
+                "encode the prompt with this model's tokenizer"
+            )
+
+
+def answer_limit(sampling: Sampling, prompt_length: int, context: int) -> int:
+    """The most tokens that an answer to a prompt of this length may have."""
+    left = context - prompt_length
+    return left if sampling.max_tokens is None else min(left, sampling.max_tokens)
+
+
+def _check_real(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RequestError(f"{name} is {value!r}: give a finite number")
+    if not low <= value <= high:
+        wanted = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise RequestError(f"{name} is {value!r}: give a number {wanted}")
+
+
+def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RequestError(f"{name} is {value!r}: give a whole number")
+    if value < low or (high is not None and value > high):
+        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise RequestError(f"{name} is {value!r}: give a whole number {wanted}")

@@ -1,0 +1,155 @@
+"""The loop that every recipe shares: batches in, steps out, a log, and a state from which a killed run goes on exactly."""
+
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ossia.errors import CheckpointError, StorageError
+from ossia.model.attention import Packed
+from ossia.model.transformer import Transformer
+from ossia.train.data import Batch, Batches
+from ossia.train.loss import RouterWatch, cross_entropy
+from ossia.train.optim import Masters, Schedule
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Loop:
+    """One training run. `run` takes it from where it stands to the last step of its schedule."""
+
+    model: Transformer
+    masters: Masters
+    batches: Batches
+    schedule: Schedule
+    out: Path
+    """Folder of `log.jsonl` and `state.pt`."""
+    seed: int
+    clip: float
+    balance_coefficient: float
+    z_coefficient: float
+    save_every: int
+    log_every: int
+    validate: Callable[[Transformer], Metrics]
+    """Called when the state is saved; what it returns is logged."""
+    report: Callable[[Metrics], None]
+    """Called with each line of the log."""
+    step: int = 0
+    index: int = 0
+    """The next record of the source."""
+    _tokens: int = field(default=0, init=False)
+    _since: float = field(default_factory=time.monotonic, init=False)
+
+    def run(self) -> None:
+        """Train to the end of the schedule, saving the state every `save_every` steps and at the end."""
+        self._since = time.monotonic()
+        while self.step < self.schedule.steps:
+            batch, self.index = self.batches.at(self.index)
+            metrics = self._advance(batch)
+            self.step += 1
+            if self.step % self.log_every == 0 or self.step == self.schedule.steps:
+                self._record(metrics)
+            if self.step % self.save_every == 0 or self.step == self.schedule.steps:
+                self._record({"step": self.step, **self.validate(self.model)})
+                self.save()
+                self._since, self._tokens = time.monotonic(), 0
+
+    def _advance(self, batch: Batch) -> Metrics:
+        with RouterWatch.of(self.model) as routers:
+            logits = self.model(
+                batch.token_ids, batch.positions, Packed(self.model.kernels, batch.lengths), rows=batch.rows
+            )
+        loss = cross_entropy(logits, batch.targets)
+        balance, z = routers.balance_loss(), routers.z_loss()
+        (loss + self.balance_coefficient * balance + self.z_coefficient * z).backward()
+        factor = self.schedule(self.step)
+        norm = self.masters.step(factor, clip=self.clip)
+        self._tokens += len(batch.token_ids)
+        if not torch.isfinite(loss):
+            raise CheckpointError(
+                f"the loss is {float(loss)} at step {self.step}: lower the learning rate and resume from the last state"
+            )
+        loads = routers.loads()
+        even = 1 / loads.shape[-1]
+        return {
+            "step": self.step + 1,
+            "loss": float(loss.detach()),
+            "balance": float(balance.detach()),
+            "z": float(z.detach()),
+            "gradient_norm": norm,
+            "rate": factor,
+            "learnt_tokens": len(batch.targets),
+            "largest_load": float(loads.max()) / even,
+            "smallest_load": float(loads.min()) / even,
+        }
+
+    def _record(self, metrics: Metrics) -> None:
+        seconds = time.monotonic() - self._since
+        if "loss" in metrics:
+            metrics["tokens_per_second"] = round(self._tokens / seconds, 1)
+            self._since, self._tokens = time.monotonic(), 0
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        self.report(metrics)
+
+    # ---------------------------------------------------------------- stopping and going on
+
+    def save(self) -> None:
+        """Write `state.pt`, whole or not at all."""
+        state = {
+            "step": self.step,
+            "index": self.index,
+            "seed": self.seed,
+            "config": self.model.config.to_json(),
+            "masters": self.masters.state(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with writing(self.out / "state.pt") as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def resume(self) -> None:
+        """Go on from `state.pt`, and drop the lines of the log that were written after it."""
+        path = self.out / "state.pt"
+        if not path.exists():
+            raise CheckpointError(f"{path}: no saved state to resume from; start without --resume")
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # torch.load raises whatever its unpickler met in a damaged file
+            raise CheckpointError(f"{path}: cannot be read ({error}); start again without --resume") from error
+        if state["config"] != self.model.config.to_json() or state["seed"] != self.seed:
+            raise CheckpointError(f"{path}: belongs to a run with another model or seed; resume with the same flags")
+        self.masters.restore(state["masters"])
+        self.step, self.index = state["step"], state["index"]
+        history = self.out / "log.jsonl"
+        lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        with writing(history) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        log.info("resumed at step %d", self.step)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to; on leaving, that file is on disk and takes the name of `path`."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another --out") from None
+    finally:
+        temporary.unlink(missing_ok=True)
