@@ -543,4 +543,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 GPT_OSS_20B = ModelConfig(num_hidden_layers=24, num_experts=32)
 GPT_OSS_120B = ModelConfig(num_hidden_layers=36, num_experts=128)
-PRESETS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}
+OSSIA_DEMO = ModelConfig(
+    num_hidden_layers=6,
+    num_experts=8,
+    experts_per_token=2,
+    vocab_size=4096,
+    hidden_size=160,
+    intermediate_size=192,
+    head_dim=32,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    initial_context_length=1024,
+    max_position_embeddings=4096,
+    rope_scaling_factor=4.0,
+    router_aux_loss_coef=0.01,
+)
+"""The model that ships with this package and is trained by it: 6.4 M parameters, 2.4 M of them active per token."""
+PRESETS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B, "ossia-demo": OSSIA_DEMO}

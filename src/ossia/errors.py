@@ -1,12 +1,13 @@
 """Every error ossia raises on purpose.
 
-    OssiaError                 something the caller can mend; the command line prints it in one line and exits with code 2
+    OssiaError                 what the caller can mend; the command line prints it in one line and exits with code 2
     ├── ConfigError            a configuration key is unknown, missing, contradictory or out of range
     ├── CheckpointError        a model folder, a shard, a header or a tensor is not what it should be
     ├── TokenizerError         a vocabulary is missing, foreign or incomplete
     ├── HarmonyError           a conversation cannot be rendered: unknown role or effort, malformed message or schema
     ├── RequestError           a request cannot be honoured: prompt longer than the context, sampling value out of range
     ├── KernelError            an operand has the wrong shape or type, or an implementation is not to be had here
+    ├── TrainingError          a run diverged, or its saved state cannot be resumed
     ├── DataError              a training or evaluation record is malformed (names file, line and field)
     └── StorageError           the disk refused: full, read-only, or the target already exists
 
@@ -41,6 +42,10 @@ class RequestError(OssiaError):
 
 class KernelError(OssiaError):
     """An operand has the wrong shape or type, or an implementation is not to be had here."""
+
+
+class TrainingError(OssiaError):
+    """A run diverged, or its saved state cannot be resumed."""
 
 
 class DataError(OssiaError):

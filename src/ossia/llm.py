@@ -21,7 +21,7 @@ import ossia
 from ossia.config import MXFP4_BLOCK, ModelConfig
 from ossia.engine.engine import generate
 from ossia.engine.request import Sampling, check_prompt
-from ossia.errors import CheckpointError, KernelError, TokenizerError
+from ossia.errors import CheckpointError, KernelError, RequestError, TokenizerError
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels import select
 from ossia.model import adapt
@@ -227,4 +227,7 @@ def _recommended(folder: Path) -> Sampling:
     if raw.get("do_sample") is False:
         return Sampling(temperature=0)
     known = ("temperature", "top_p", "top_k", "min_p")
-    return Sampling(**{name: raw[name] for name in known if raw.get(name) is not None})
+    try:
+        return Sampling(**{name: raw[name] for name in known if raw.get(name) is not None})
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -29,6 +29,8 @@ class Hub:
     revision: str = "0123456789abcdef0123456789abcdef01234567"
     dies_after: dict[str, int] = field(default_factory=dict)
     """File name → byte before which every connection drops."""
+    damages: set[str] = field(default_factory=set)
+    """Names of files whose last byte is sent wrong."""
 
     def fetched(self) -> set[str]:
         """The files of which bytes were asked for."""
@@ -92,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
+        if name in self.hub.damages:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         dies = self.hub.dies_after.get(name)
         self.wfile.write(data[begin:dies])
         self.close_connection = dies is not None
@@ -117,7 +121,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def _oid(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture

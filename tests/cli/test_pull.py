@@ -91,31 +91,39 @@ def test_nothing_is_fetched_twice(repository: Path, hub: Any) -> None:
     assert not hub.fetched()
 
 
+@pytest.mark.parametrize("own_folder", [False, True])
 def test_an_interrupted_download_goes_on(
-    tmp_path: Path,
-    repository: Path,
-    hub: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, repository: Path, hub: Any, monkeypatch: pytest.MonkeyPatch, own_folder: bool
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     file = "original/model.safetensors"
-    size = (repository / file).stat().st_size
+    options = ["--layout", "original", *(["--to", str(tmp_path / "mine")] if own_folder else [])]
     hub.dies_after[file] = 500_000
-    result = run(NAME, "--layout", "original")
+    result = run(NAME, *options)
     assert isinstance(result.exception, CheckpointError)
     assert "run this again to go on" in str(result.exception)
-    with pytest.raises(CheckpointError, match="not downloaded or not wholly"):
-        resolve_model(NAME)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(resolve_model(tmp_path / "mine" if own_folder else NAME))
 
     hub.dies_after.clear()
     hub.requests.clear()
-    assert run(NAME, "--layout", "original").exception is None
+    assert run(NAME, *options).exception is None
     ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith(file)]
     assert ranges == ["bytes=500000-"]
-    folder = resolve_model(NAME)
+    folder = tmp_path / "mine" if own_folder else resolve_model(NAME)
     assert (folder / file).read_bytes() == (repository / file).read_bytes()
-    assert size > 2_000_000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_file_that_is_not_what_its_checksum_says(repository: Path, hub: Any) -> None:
+    hub.damages.add("model-00002-of-00003.safetensors")
+    result = run(NAME)
+    assert isinstance(result.exception, CheckpointError)
+    assert "model-00002-of-00003.safetensors arrived damaged and was removed: run this again" in str(result.exception)
+    hub.damages.clear()
+    assert run(NAME).exception is None
+    assert open_checkpoint(resolve_model(NAME)).num_bytes == open_checkpoint(repository).num_bytes
 
 
 def test_a_damaged_file_is_found_after_the_download(repository: Path) -> None:
@@ -159,7 +167,7 @@ def test_as_a_user_runs_it(tmp_path: Path, hub: Any) -> None:
     done = subprocess.run([*command, NAME], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
     assert "layout hf; talk to it with `ossia chat --model small/model`" in done.stdout
-    assert "pulling small/model: 100 % of 2.55 MB" in done.stderr
+    assert "pulling small/model: 100 % of 2.56 MB" in done.stderr
     done = subprocess.run([*command, "small/absent"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ossia: small/absent cannot be pulled: no such repository")

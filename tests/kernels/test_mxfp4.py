@@ -321,3 +321,39 @@ def test_what_cannot_be_packed_is_refused_by_name(weight: Tensor, message: str) 
 def test_blocks_and_scales_must_go_together(blocks: Tensor, scales: Tensor, message: str) -> None:
     with pytest.raises(KernelError, match=message):
         mxfp4.dequantize(blocks, scales)
+
+
+# ---------------------------------------------------------------- the figures of docs/mxfp4.md
+
+
+def drawn(distribution: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (4000, 320)
+    if distribution == "normal":
+        return torch.randn(shape, generator=generator)
+    if distribution == "uniform":
+        return torch.rand(shape, generator=generator) * 2 - 1
+    sign = torch.rand(shape, generator=generator) - 0.5
+    return -torch.rand(shape, generator=generator).clamp(min=1e-30).log() * sign.sign()  # Laplace
+
+
+@pytest.mark.parametrize(
+    ("distribution", "rule", "error", "projection"),
+    [
+        ("normal", "ceil", 0.1155, 0.990),
+        ("normal", "floor", 0.1150, 0.981),
+        ("Laplace", "ceil", 0.1322, 0.991),
+        ("Laplace", "floor", 0.1267, 0.973),
+        ("uniform", "ceil", 0.0988, 1.005),
+        ("uniform", "floor", 0.1441, 0.917),
+    ],
+)
+def test_measured_errors(distribution: str, rule: str, error: float, projection: float) -> None:
+    weight = drawn(distribution)
+    packed = mxfp4.fake_quantize(weight, scale_rule=rule)
+    power = weight.square().mean()
+    assert float(((packed - weight).square().mean() / power).sqrt()) == pytest.approx(error, abs=5e-4)
+    assert float((packed * weight).mean() / power) == pytest.approx(projection, abs=1.5e-3)
+    largest = weight.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True)
+    off = ((packed - weight).unflatten(-1, (-1, 32)).abs() / largest).max()
+    assert float(off) <= (1 / 5 if rule == "ceil" else 1 / 4) + 1e-6

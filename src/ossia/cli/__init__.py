@@ -52,7 +52,7 @@ class _Commands(click.Group):
     ) -> NoReturn:
         """Run, and exit: 0, 2 for bad input with one line on standard error, or 130 when interrupted."""
         try:
-            result = super().main(args, prog_name or "ossia", complete_var, standalone_mode=False, **extra)
+            result = super().main(args, prog_name or self.name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(EXIT_BAD_INPUT)
@@ -72,7 +72,7 @@ def _fail(message: str) -> NoReturn:
     sys.exit(EXIT_BAD_INPUT)
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("ossia", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ossia", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run, train and measure gpt-oss models.

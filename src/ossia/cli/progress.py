@@ -32,7 +32,7 @@ def _plain_lines(title: str, console: Console) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal next_tenth, next_time
         now = time.monotonic()
-        if total and done * 10 >= next_tenth * total and now >= next_time:
+        if total and done * 10 >= next_tenth * total and (now >= next_time or done >= total):
             next_tenth, next_time = done * 10 // total + 1, now + _SECONDS_BETWEEN_LINES
             console.print(f"{title}: {100 * done // total} % of {format_bytes(total)}", highlight=False, soft_wrap=True)
 

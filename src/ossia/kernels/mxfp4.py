@@ -38,7 +38,9 @@ def quantize(weight: Tensor, *, scale_rule: ScaleRule = "ceil", name: str = "wei
     exponent_B = _exponents(values_B32, scale_rule)
     rounded_B32 = _round_e2m1(values_B32.abs(), exponent_B)
     grid = torch.tensor(MAGNITUDES, dtype=rounded_B32.dtype, device=weight.device)
-    codes_B32 = torch.bucketize(rounded_B32.contiguous(), grid).to(torch.uint8) | (values_B32.signbit().to(torch.uint8) << 3)
+    codes_B32 = torch.bucketize(rounded_B32.contiguous(), grid).to(torch.uint8) | (
+        values_B32.signbit().to(torch.uint8) << 3
+    )
     return pack(codes_B32), (exponent_B + _BIAS).to(torch.uint8)
 
 

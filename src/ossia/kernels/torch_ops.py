@@ -102,9 +102,11 @@ def _rectangle(
     k_BMGH = torch.cat((sink_key.expand(k_BMGH.shape[0], 1, k_BMGH.shape[2], -1), F.pad(k_BMGH, (0, extra))), dim=1)
     v_BMGH = F.pad(v_BMGH, (0, extra, 0, 0, 1, 0))
     visible = _visible(q_lengths, k_lengths, window, q_BLNH.device)
-    heads = (x.transpose(1, 2) for x in (q_BLNH, k_BMGH, v_BMGH))
     softmax_attention = _plain if k_BMGH.shape[1] < FUSED_FROM_KEYS else _fused
-    return softmax_attention(*heads, visible, head_dim**-0.5).transpose(1, 2)[..., :head_dim]
+    out_BNLH = softmax_attention(
+        q_BLNH.transpose(1, 2), k_BMGH.transpose(1, 2), v_BMGH.transpose(1, 2), visible, head_dim**-0.5
+    )
+    return out_BNLH.transpose(1, 2)[..., :head_dim]
 
 
 def _fused(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
@@ -113,7 +115,7 @@ def _fused(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scal
 
 
 def _plain(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """Holds the scores, and is twice as fast where they fit the cache. Heads that share keys become rows of one product."""
+    """Holds the scores, and is twice as fast where they fit the cache. Heads that share keys are rows of one product."""
     num_groups, length = k_BGMH.shape[1], q_BNLH.shape[2]
     q_BGRH = q_BNLH.unflatten(1, (num_groups, -1)).flatten(2, 3) * scale
     hidden = torch.zeros(visible.shape, dtype=q_BNLH.dtype, device=visible.device).masked_fill_(~visible, -torch.inf)

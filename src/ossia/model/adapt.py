@@ -41,8 +41,8 @@ def fill(
     """Give every parameter its tensor, floating ones as `dtype`, and return the model in evaluation mode.
 
     Tensors keep the storage they come in where type and device already fit, so a memory-mapped file stays mapped.
-    Raises CheckpointError that lists both sides where a parameter stays empty, a tensor finds no parameter, or a shape or
-    kind of type differs, and where a packed scale is NaN.
+    Raises CheckpointError that lists both sides where a parameter stays empty, a tensor finds no parameter, or a shape
+    or kind of type differs, and where a packed scale is NaN.
     """
     slots = dict(_slots(model))
     unused: list[str] = []

@@ -1,11 +1,12 @@
-"""The loop that every recipe shares: batches in, steps out, a log, and a state from which a killed run goes on exactly."""
+"""The loop that every recipe shares: batches in, steps out, a log, and a state from which a killed run goes on."""
 
 import io
 import json
 import logging
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ossia.errors import CheckpointError, StorageError
+from ossia.errors import StorageError, TrainingError
 from ossia.model.attention import Packed
 from ossia.model.transformer import Transformer
 from ossia.train.data import Batch, Batches
@@ -23,6 +24,7 @@ from ossia.train.optim import Masters, Schedule
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
+STATE, LOG = "state.pt", "log.jsonl"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,14 +74,14 @@ class Loop:
             )
         loss = cross_entropy(logits, batch.targets)
         balance, z = routers.balance_loss(), routers.z_loss()
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {self.step}: resume from the last state, with a lower rate"
+            )
         (loss + self.balance_coefficient * balance + self.z_coefficient * z).backward()
         factor = self.schedule(self.step)
         norm = self.masters.step(factor, clip=self.clip)
         self._tokens += len(batch.token_ids)
-        if not torch.isfinite(loss):
-            raise CheckpointError(
-                f"the loss is {float(loss)} at step {self.step}: lower the learning rate and resume from the last state"
-            )
         loads = routers.loads()
         even = 1 / loads.shape[-1]
         return {
@@ -99,7 +101,7 @@ class Loop:
         if "loss" in metrics:
             metrics["tokens_per_second"] = round(self._tokens / seconds, 1)
             self._since, self._tokens = time.monotonic(), 0
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+        with (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         self.report(metrics)
 
@@ -116,23 +118,24 @@ class Loop:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        with writing(self.out / "state.pt") as temporary:
+        with writing(self.out / STATE) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def resume(self) -> None:
         """Go on from `state.pt`, and drop the lines of the log that were written after it."""
-        path = self.out / "state.pt"
+        path = self.out / STATE
         if not path.exists():
-            raise CheckpointError(f"{path}: no saved state to resume from; start without --resume")
+            raise TrainingError(f"{path}: no saved state to resume from; start without --resume")
         try:
             state = torch.load(path, weights_only=True)
-        except Exception as error:  # torch.load raises whatever its unpickler met in a damaged file
-            raise CheckpointError(f"{path}: cannot be read ({error}); start again without --resume") from error
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).split("\n")[0]
+            raise TrainingError(f"{path}: cannot be read ({reason}); start again in another --out") from None
         if state["config"] != self.model.config.to_json() or state["seed"] != self.seed:
-            raise CheckpointError(f"{path}: belongs to a run with another model or seed; resume with the same flags")
+            raise TrainingError(f"{path}: belongs to a run with another model or seed; resume with the same flags")
         self.masters.restore(state["masters"])
         self.step, self.index = state["step"], state["index"]
-        history = self.out / "log.jsonl"
+        history = self.out / LOG
         lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
         with writing(history) as temporary:
@@ -141,7 +144,7 @@ class Loop:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Generator[Path]:
     """Gives a temporary name to write to; on leaving, that file is on disk and takes the name of `path`."""
     temporary = path.with_name(path.name + ".part")
     try:
@@ -150,6 +153,8 @@ def writing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another --out") from None
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)

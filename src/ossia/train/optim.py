@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ossia.errors import ConfigError
 from ossia.kernels.mxfp4 import fake_quantize
 from ossia.model.transformer import Transformer
 
@@ -57,8 +58,8 @@ def initial_weights(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor
 class Masters:
     """The float32 copy of each parameter of a model, and the two optimisers that move them.
 
-    Matrices inside the layers move by Muon where it is chosen, everything else by AdamW; biases, scales and sinks have no
-    weight decay. An expert matrix is one matrix for each expert.
+    Matrices inside the layers move by Muon where it is chosen, everything else by AdamW; biases, scales and sinks
+    have no weight decay. An expert matrix is one matrix for each expert.
     """
 
     model: Transformer
@@ -92,6 +93,8 @@ class Masters:
                 is_matrix = stacked or name.endswith(".weight")
                 inside = name.startswith("layers.") and not name.endswith("router.weight")
                 (matrices if is_matrix and inside else decayed if is_matrix else others).append(view)
+        if optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer is {optimizer!r}: give adamw or muon")
         optimizers: list[torch.optim.Optimizer] = []
         if optimizer == "muon":
             optimizers.append(

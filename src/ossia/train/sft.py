@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ossia.config import ModelConfig
+from ossia.config import PRESETS
 from ossia.errors import ConfigError, StorageError
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels import select
@@ -22,73 +22,59 @@ from ossia.model.attention import Packed
 from ossia.model.transformer import Transformer
 from ossia.model.write import write_checkpoint
 from ossia.train.data import Batches, curriculum, jsonl
-from ossia.train.loop import Loop, Metrics, writing
+from ossia.train.flags import flag
+from ossia.train.loop import STATE, Loop, Metrics, writing
 from ossia.train.loss import cross_entropy
 from ossia.train.optim import Masters, Schedule, initial_weights
-
-DEMO = ModelConfig(
-    num_hidden_layers=6,
-    num_experts=8,
-    experts_per_token=2,
-    vocab_size=4096,
-    hidden_size=160,
-    intermediate_size=192,
-    head_dim=32,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    initial_context_length=1024,
-    max_position_embeddings=4096,
-    rope_scaling_factor=4.0,
-    router_aux_loss_coef=0.01,
-)
-"""The bundled model: 6.3 M parameters, of which 2.3 M work on each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """The flags of `ossia train sft`."""
+    """The flags of `ossia train sft`, with what each is for."""
 
-    out: Path
-    """Folder for the log, the state and, at the end, the checkpoint."""
-    data: str = "demo"
-    """"demo" for the built-in curriculum, or a JSONL file of conversations."""
-    tokenizer: Path
-    """A tokenizer.json, or a folder that holds one."""
-    steps: int = 6000
-    batch_tokens: int = 8192
-    max_length: int = 1024
-    """Tokens an example may have at most."""
-    optimizer: str = "muon"
-    """adamw or muon."""
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    decay_steps: int = 1500
-    clip: float = 1.0
-    balance_coefficient: float = 0.01
-    z_coefficient: float = 0.001
-    dtype: str = "bfloat16"
-    """Type of activations and of the model's copy of the masters: bfloat16 or float32."""
-    save_every: int = 250
-    log_every: int = 25
-    validation_records: int = 256
-    seed: int = 0
-    resume: bool = False
+    out: Path = flag(help="Folder for the log, the state and, at the end, the checkpoint.")
+    preset: str = flag("ossia-demo", help=f"Shape of the new model: {', '.join(PRESETS)}.")
+    data: str = flag("demo", help="demo for the built-in curriculum, or a JSONL file of conversations.")
+    tokenizer: Path | None = flag(None, help="A tokenizer.json or its folder; by default learnt from the curriculum.")
+    steps: int = flag(3000, help="Optimiser steps in all.")
+    batch_tokens: int = flag(4096, help="Tokens a step, prompts included.")
+    max_length: int = flag(1024, help="Tokens an example may have.")
+    optimizer: str = flag("muon", help="muon (matrices of the layers; the rest by AdamW) or adamw.")
+    learning_rate: float = flag(3e-3, help="At its height.")
+    weight_decay: float = flag(0.01, help="Of matrices; biases, scales and sinks have none.")
+    warmup_steps: int = flag(100, help="Steps in which the rate rises.")
+    decay_steps: int = flag(900, help="Last steps, in which it falls to zero.")
+    clip: float = flag(1.0, help="Largest norm of all gradients together.")
+    balance_coefficient: float = flag(0.01, help="Weight of the load-balancing loss.")
+    z_coefficient: float = flag(0.001, help="Weight of the router's z-loss.")
+    dtype: str = flag("bfloat16", help="Type of the activations: bfloat16 or float32.")
+    threads: int = flag(0, help="Threads of torch; 0 leaves it the choice.")
+    save_every: int = flag(100, help="Steps between saved states and validations.")
+    log_every: int = flag(10, help="Steps between lines of the log.")
+    validation_records: int = flag(64, help="Held-out conversations of the curriculum; 0 for none.")
+    seed: int = flag(0, help="Of the first weights and the order of the data.")
+    resume: bool = flag(False, help="Go on from the state in --out.")
 
 
 def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
     """Run the recipe; returns the folder of the finished checkpoint. `report` gets each line of the log."""
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(config.dtype)
-    if dtype is None or config.optimizer not in ("adamw", "muon"):
-        raise ConfigError(f"unknown dtype {config.dtype!r} or optimizer {config.optimizer!r}: see ossia train sft --help")
-    state = config.out / "state.pt"
-    if state.exists() and not config.resume:
+    if dtype is None:
+        raise ConfigError(f"dtype is {config.dtype!r}: give bfloat16 or float32")
+    if config.preset not in PRESETS:
+        raise ConfigError(f"preset is {config.preset!r}: give one of {', '.join(PRESETS)}")
+    if (config.out / STATE).exists() and not config.resume:
         raise StorageError(f"{config.out}: holds a run already; go on with --resume, or choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
 
     # What is learnt from.
-    tokenizer = Tokenizer.load(config.tokenizer)
+    shape = PRESETS[config.preset]
+    vocabulary = vocabulary_file(config)
+    tokenizer = Tokenizer.load(vocabulary)
+    if tokenizer.vocab_size != shape.vocab_size:
+        raise ConfigError(f"{vocabulary} has {tokenizer.vocab_size} ids, {config.preset} needs {shape.vocab_size}")
     source = curriculum(config.seed) if config.data == "demo" else jsonl(Path(config.data), config.seed)
     batches = Batches(
         source=source, tokenizer=tokenizer, batch_tokens=config.batch_tokens, max_length=config.max_length
@@ -96,7 +82,7 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
 
     # What learns. The masters are float32; the model holds them as a checkpoint would.
     kernels = select("torch")
-    model = build(DEMO, kernels)
+    model = build(shape, kernels)
     weights = dict(initial_weights(model, config.seed))
     fill(model, ((name, weight.clone()) for name, weight in weights.items()), dtype=dtype)
     model.requires_grad_(True)
@@ -125,16 +111,15 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
     )
     if config.resume:
         loop.resume()
-    with writing(config.out / "config.json") as temporary:
+    with writing(config.out / "flags.json") as temporary:
         temporary.write_text(json.dumps(asdict(config), default=str, indent=2) + "\n", encoding="utf-8")
     loop.run()
 
     # What is shipped: what the model held, experts packed, to which they are exact.
     folder = config.out / "checkpoint"
-    vocabulary = config.tokenizer / "tokenizer.json" if config.tokenizer.is_dir() else config.tokenizer
     write_checkpoint(
         folder,
-        DEMO,
+        shape,
         {name: parameter.detach() for name, parameter in model.named_parameters()},
         layout="hf",
         extra_files=[vocabulary],
@@ -142,6 +127,18 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
         overwrite=True,
     )
     return folder
+
+
+def vocabulary_file(config: SftConfig) -> Path:
+    """The tokenizer.json to use; where none is named, one learnt from the curriculum, kept with the run."""
+    if config.tokenizer is not None:
+        return config.tokenizer / "tokenizer.json" if config.tokenizer.is_dir() else config.tokenizer
+    learnt = config.out / "tokenizer.json"
+    if not learnt.exists():
+        from ossia.demo.curriculum.vocabulary import train_vocabulary
+
+        train_vocabulary(config.out)
+    return learnt
 
 
 def validation(config: SftConfig, tokenizer: Tokenizer) -> Callable[[Transformer], Metrics]:
