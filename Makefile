@@ -48,7 +48,7 @@ define install
 	$(PIP) scikit-build-core nanobind cmake ninja
 	$(PIP) --no-build-isolation -e "$(1)"
 endef
-report = @$(BIN)/python -c 'from ossia.kernels import cpu; print("ossia: native CPU kernels:", cpu.why_not() or "built")'
+report = @$(BIN)/python -c 'from ossia.kernels import cpu; print("ossia:", cpu.why_not() or "the native CPU kernels were built")'
 
 $(VENV)/ready-run: $(VENV)/where pyproject.toml constraints.txt $(NATIVE)
 	$(call install,.)

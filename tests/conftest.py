@@ -102,7 +102,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_file: Pa
     for token, successor in pairwise(path):
         tensors["unembedding.weight"][successor] = tensors["embedding.weight"][token]
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    write_checkpoint(
-        folder, config, tensors, extra_files=[tiny_tokenizer_file], generation_config={"do_sample": False}
-    )
+    write_checkpoint(folder, config, tensors, extra_files=[tiny_tokenizer_file], generation_config={"do_sample": False})
     return folder

@@ -203,7 +203,15 @@ def test_shapes_that_follow() -> None:
     assert (GPT_OSS_20B.q_dim, GPT_OSS_20B.kv_dim) == (4096, 512)
     assert [GPT_OSS_20B.window(layer) for layer in range(4)] == [128, None, 128, None]
     assert GPT_OSS_20B.layer_types == ("sliding_attention", "full_attention") * 12
-    assert set(PRESETS) == {"gpt-oss-20b", "gpt-oss-120b"}
+
+
+def test_presets() -> None:
+    assert PRESETS["gpt-oss-20b"] is GPT_OSS_20B
+    assert PRESETS["gpt-oss-120b"] is GPT_OSS_120B
+    demo = PRESETS["ossia-demo"]
+    assert demo.hidden_size != demo.intermediate_size, "a wrong transpose must not fit"
+    assert 5e6 < demo.num_parameters() < 15e6
+    assert ModelConfig.from_json(demo.to_json("original")) == replace(demo, router_aux_loss_coef=0.9)
 
 
 # ---------------------------------------------------------------- reading and writing

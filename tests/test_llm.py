@@ -111,7 +111,8 @@ def test_reasoning_answer_and_tokens_are_told_apart(llm: LLM, says: Callable[[st
 def test_a_tool_call_and_its_result_go_round(llm: LLM, says: Callable[[str], None]) -> None:
     says(
         "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary<|message|>A moment.<|end|>"
-        '<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"Rome"}<|call|>'
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city":"Rome"}<|call|>'
     )
     question = [{"role": "user", "content": "Weather in Rome?"}]
     reply = llm.chat(question, tools=[WEATHER])
@@ -123,7 +124,7 @@ def test_a_tool_call_and_its_result_go_round(llm: LLM, says: Callable[[str], Non
     prompt = ossia.render([*question, reply.message, result], tokenizer=llm.tokenizer, tools=[WEATHER])
     text = llm.tokenizer.decode(prompt)
     assert "<|channel|>analysis<|message|>Look." in text
-    assert 'to=functions.get_weather' in text and '{"city":"Rome"}<|call|>' in text
+    assert "to=functions.get_weather" in text and '{"city":"Rome"}<|call|>' in text
     assert "rain<|end|><|start|>assistant" in text
 
 
@@ -176,7 +177,7 @@ def test_the_checkpoint_recommends_and_the_caller_decides(llm: LLM, monkeypatch:
 def test_logits_and_generation_speak_in_ids(llm: LLM) -> None:
     prompt = ossia.render("?", tokenizer=llm.tokenizer)
     logits = llm.logits(prompt)
-    assert (logits.shape, logits.dtype) == ((len(prompt), 272), torch.float32)
+    assert (logits.shape, logits.dtype, logits.is_inference()) == ((len(prompt), 272), torch.float32, False)
     assert int(logits[-1].argmax()) == llm.tokenizer.special["<|channel|>"]
     answer = llm.generate(prompt, ossia.Sampling(temperature=0, max_tokens=3))
     assert list(answer)[1:] == list(b"fi")
@@ -229,7 +230,7 @@ def test_a_foreign_vocabulary_is_named(copy: Path) -> None:
     [
         (None, ossia.Sampling()),
         ('{"do_sample": true, "eos_token_id": [7], "pad_token_id": 1}', ossia.Sampling()),
-        ('{"do_sample": true, "temperature": 0.7, "top_p": 0.9, "top_k": null}', ossia.Sampling(temperature=0.7, top_p=0.9)),
+        ('{"temperature": 0.7, "top_p": 0.9, "top_k": null}', ossia.Sampling(temperature=0.7, top_p=0.9)),
         ('{"do_sample": false, "temperature": 0.7}', ossia.Sampling(temperature=0)),
     ],
 )

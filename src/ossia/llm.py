@@ -1,8 +1,8 @@
 """A loaded model, ready to be asked: where text meets the engine in Python.
 
-    llm = ossia.load("demo")
-    reply = llm.chat("What is 17 + 25?", effort="low")
-    print(reply.reasoning, reply.final)
+llm = ossia.load("demo")
+reply = llm.chat("What is 17 + 25?", effort="low")
+print(reply.reasoning, reply.final)
 """
 
 import json
@@ -61,7 +61,7 @@ class LLM:
             raise TokenizerError(self._tokenizer)
         return self._tokenizer
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """float32 [T, vocab] on the CPU: for each of T tokens the scores of the one after it.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import Command, Context
 from click.testing import CliRunner, Result
 
 import ossia
@@ -103,6 +104,12 @@ def test_a_call_is_printed_as_it_is(tiny_model: Path, tmp_path: Path, says: Call
     assert result.stdout == '→ functions.get_weather {"city":"Rome"}\n'
 
 
+def test_an_interruption_ends_quietly(tiny_model: Path, says: Callable[..., None]) -> None:
+    says("<|channel|>final<|message|>4^C")
+    result = run("?", "--model", str(tiny_model))
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (130, "4\n", "")
+
+
 def test_options_reach_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer) -> None:
     seen: list[tuple[str, ossia.Sampling]] = []
 
@@ -161,6 +168,13 @@ def test_every_command_is_listed_with_its_help() -> None:
     assert result.exit_code == 0
     for name, (_, text) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_where_the_table_says(name: str) -> None:
+    command = cli.get_command(Context(cli), name)
+    assert isinstance(command, Command)
+    assert command.name == name
 
 
 def test_version_and_unknown_commands() -> None:

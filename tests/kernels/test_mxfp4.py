@@ -56,9 +56,7 @@ def test_every_code_under_every_scale_is_exact() -> None:
                 assert math.copysign(1, got) == (-1 if code & 8 else 1), (scale, byte)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "letter"), [(torch.float32, "f"), (torch.float16, "e")], ids=["float32", "float16"]
-)
+@pytest.mark.parametrize(("dtype", "letter"), [(torch.float32, "f"), (torch.float16, "e")], ids=["float32", "float16"])
 def test_narrower_types_round_once(dtype: torch.dtype, letter: str) -> None:
     """As `struct` packs the exact value; what is too large becomes infinite."""
     values = mxfp4.dequantize(*every_code_under_every_scale(), dtype)

@@ -9,16 +9,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.kernels.cases import CASES, operands
 from torch import Tensor
 
 from ossia.errors import KernelError
 from ossia.kernels import cpu, ops, reference, select, torch_ops
-from tests.kernels.cases import CASES, operands
 
 TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,  # A few dozen roundings of 2^-24, some of them amplified by the exponential.
-    torch.bfloat16: 2e-2,  # Intermediate results are stored with 2^-9: four of these roundings, and sums of them.
+    torch.bfloat16: 3e-2,  # Intermediate results are stored with 2^-9, scores too: at 30 they are off by up to 2^-4.
 }
 
 TABLE = [
@@ -184,6 +184,7 @@ DIFFERENTIABLE = {
         "one beyond the window",
         "ragged, full",
         "prefill and decode together",
+        "ragged and very long",
         "one group for all",
         "sink that dominates",
         "sink that vanishes",
@@ -195,7 +196,9 @@ DIFFERENTIABLE = {
 
 def gradients(function: Callable[..., Tensor], given: tuple[object, ...]) -> list[Tensor]:
     """Of a fixed weighting of the result, in every floating operand."""
-    given = tuple(o.detach().clone().requires_grad_(o.is_floating_point()) if isinstance(o, Tensor) else o for o in given)
+    given = tuple(
+        o.detach().clone().requires_grad_(o.is_floating_point()) if isinstance(o, Tensor) else o for o in given
+    )
     out = function(*given)
     out.backward(torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape))
     return [o.grad for o in given if isinstance(o, Tensor) and o.requires_grad and o.grad is not None]

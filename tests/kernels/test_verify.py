@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.kernels.cases import CASES, operands
 from torch import Tensor
 
 from ossia.errors import KernelError
 from ossia.kernels import ops, select, torch_ops
 from ossia.kernels.verify import verified
-from tests.kernels.cases import CASES, operands
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -237,9 +237,7 @@ def official_oracle(config: ModelConfig, tensors: dict[str, Tensor]) -> Oracle:
     from gpt_oss.torch import model as official
 
     fields = {name: getattr(config, name) for name in official.ModelConfig.__dataclass_fields__ if "ntk" not in name}
-    theirs = official.ModelConfig(
-        **fields, rope_ntk_alpha=config.rope_beta_slow, rope_ntk_beta=config.rope_beta_fast
-    )
+    theirs = official.ModelConfig(**fields, rope_ntk_alpha=config.rope_beta_slow, rope_ntk_beta=config.rope_beta_fast)
     model = official.Transformer(theirs, torch.device("cpu")).float().eval()
     model.load_state_dict(official_state(tensors), strict=True)
     assert {p.dtype for p in model.parameters()} == {torch.float32}

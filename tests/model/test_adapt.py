@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.model.oracles import packed, random_tensors, small
 from torch import Tensor
 
 from ossia.config import ModelConfig
@@ -11,7 +12,6 @@ from ossia.model.adapt import build, dequantized, fill
 from ossia.model.attention import Packed
 from ossia.model.experts import DenseExperts, Mxfp4Experts
 from ossia.model.transformer import Transformer
-from tests.model.oracles import packed, random_tensors, small
 
 CONFIG = small(num_hidden_layers=2)
 
@@ -71,7 +71,7 @@ def test_names_what_is_missing_and_what_is_too_much() -> None:
 def test_names_what_is_missing_alone() -> None:
     tensors = tensors_of("dense")
     del tensors["norm.scale"]
-    with pytest.raises(CheckpointError, match="without a tensor: norm.scale; tensors without a parameter: none"):
+    with pytest.raises(CheckpointError, match=r"without a tensor: norm.scale; tensors without a parameter: none"):
         filled(tensors, "dense")
 
 
@@ -84,12 +84,14 @@ def test_a_long_list_is_cut_short() -> None:
 def test_a_tensor_given_twice_has_no_second_place() -> None:
     tensors = tensors_of("dense")
     twice = [*tensors.items(), ("norm.scale", tensors["norm.scale"])]
-    with pytest.raises(CheckpointError, match="parameters without a tensor: none; .*parameter: norm.scale"):
+    with pytest.raises(CheckpointError, match=r"parameters without a tensor: none; .*parameter: norm.scale"):
         fill(build(CONFIG, select("torch")), twice, dtype=torch.float32)
 
 
 def test_packed_tensors_do_not_fit_a_dense_model() -> None:
-    with pytest.raises(CheckpointError, match="without a tensor: layers.0.mlp.experts.down, .*parameter: .*down_blocks"):
+    with pytest.raises(
+        CheckpointError, match=r"without a tensor: layers.0.mlp.experts.down, .*parameter: .*down_blocks"
+    ):
         filled(tensors_of("mxfp4"), "dense")
 
 

@@ -12,14 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-
-from ossia.config import ModelConfig
-from ossia.kernels import select
-from ossia.model.adapt import build, fill
-from ossia.model.attention import Packed
-from ossia.model.checkpoint import Checkpoint, open_checkpoint
-from ossia.model.write import write_checkpoint
 from tests.model.oracles import (
     official_name,
     official_state,
@@ -30,6 +22,14 @@ from tests.model.oracles import (
     transformers_model,
     transformers_name,
 )
+from torch import Tensor
+
+from ossia.config import ModelConfig
+from ossia.kernels import select
+from ossia.model.adapt import build, fill
+from ossia.model.attention import Packed
+from ossia.model.checkpoint import Checkpoint, open_checkpoint
+from ossia.model.write import write_checkpoint
 
 LIMIT = 1e-4
 CONFIG = small(mxfp4_experts=True)

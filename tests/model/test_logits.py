@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.oracles import ORACLES, packed, random_tensors, small
 from torch import Tensor
 
 from ossia.config import ModelConfig
@@ -17,7 +18,6 @@ from ossia.kernels import Kernels, select
 from ossia.model.adapt import build, fill
 from ossia.model.attention import Packed
 from ossia.model.transformer import Transformer
-from tests.model.oracles import ORACLES, packed, random_tensors, small
 
 LIMIT = 5e-4
 LENGTHS = (1, 127, 128, 129, 300)

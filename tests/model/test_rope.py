@@ -6,13 +6,18 @@ from decimal import Decimal, getcontext
 
 import pytest
 import torch
+from tests.model.oracles import transformers_config
 
 from ossia.config import GPT_OSS_20B, ModelConfig
 from ossia.model.rope import angles, concentration, inverse_frequencies
-from tests.model.oracles import transformers_config
 
 SHORT = replace(
-    GPT_OSS_20B, head_dim=24, initial_context_length=256, rope_scaling_factor=4.0, rope_theta=20_000.0, rope_beta_fast=20.0
+    GPT_OSS_20B,
+    head_dim=24,
+    initial_context_length=256,
+    rope_scaling_factor=4.0,
+    rope_theta=20_000.0,
+    rope_beta_fast=20.0,
 )
 CONFIGS = {"published": GPT_OSS_20B, "another": SHORT}
 

@@ -1,7 +1,6 @@
 """The command `ossia`: one small module per subcommand, imported only when that one is asked for."""
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,7 +49,10 @@ class _Commands(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run, and exit: 0, 2 for bad input with one line on standard error, or 130 when interrupted."""
+        """Run, and exit: 0, 2 for bad input with one line on standard error, or 130 when interrupted.
+
+        A reader of our output that has left is no error to tell of: click then ends quietly by itself.
+        """
         try:
             result = super().main(args, prog_name or self.name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -86,9 +88,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # A narrow terminal encoding is no reason to fail.
-    try:
-        cli()
-    except BrokenPipeError:
-        # Whoever read our output has gone, and has all that was wanted. Nothing may be flushed there at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    cli()

@@ -25,7 +25,6 @@ def pull(repository: str, layout: str, target: Path | None, revision: str | None
     HF_ENDPOINT, HF_HOME and HF_TOKEN are honoured.
     """
     from ossia.cli.download import fetch, refused
-    from ossia.model.checkpoint import open_checkpoint
     from ossia.model.locate import ORIGINAL
 
     with byte_progress(f"pulling {repository}") as report:
@@ -35,6 +34,8 @@ def pull(repository: str, layout: str, target: Path | None, revision: str | None
     if not any(folder.glob("*.safetensors")):
         other = "hf" if layout == "original" else "original"
         raise refused(repository, f"it holds no weights in the {layout} layout: try --layout {other}")
+    from ossia.model.checkpoint import open_checkpoint  # Only now: it takes torch, and errors above are quick without.
+
     checkpoint = open_checkpoint(folder)
     result: dict[str, Any] = {
         "repository": repository,

@@ -115,7 +115,7 @@ def _fused(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scal
 
 
 def _plain(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """Holds the scores, and is twice as fast where they fit the cache. Heads that share keys are rows of one product."""
+    """Holds the scores, and is twice as fast where they fit the cache. Heads that share keys are rows of a product."""
     num_groups, length = k_BGMH.shape[1], q_BNLH.shape[2]
     q_BGRH = q_BNLH.unflatten(1, (num_groups, -1)).flatten(2, 3) * scale
     hidden = torch.zeros(visible.shape, dtype=q_BNLH.dtype, device=visible.device).masked_fill_(~visible, -torch.inf)

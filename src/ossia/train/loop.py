@@ -76,7 +76,7 @@ class Loop:
         balance, z = routers.balance_loss(), routers.z_loss()
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {float(loss)} at step {self.step}: resume from the last state, with a lower rate"
+                f"the loss is {float(loss.detach())} at step {self.step}: resume from the last state, with a lower rate"
             )
         (loss + self.balance_coefficient * balance + self.z_coefficient * z).backward()
         factor = self.schedule(self.step)
