@@ -26,12 +26,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     "model": frozenset({"kernels"}),
     "engine": frozenset({"model", "kernels"}),
     "train": frozenset({"model", "harmony", "kernels", "demo"}),  # demo: the curriculum, as a source of data.
-    "evals": frozenset({"engine", "harmony", "demo"}),
+    "evals": frozenset({"llm", "engine", "harmony", "demo"}),
     "demo": frozenset({"harmony"}),
     "reply": frozenset({"harmony"}),
     "llm": frozenset({"engine", "model", "kernels", "harmony", "reply", "__init__"}),
     "cli": ANYTHING,
     "__init__": ANYTHING,
+    "__main__": frozenset({"cli"}),
 }
 
 # Package or module → what it must not import from elsewhere.

@@ -18,7 +18,7 @@ from ossia.kernels import cpu, ops, reference, select, torch_ops
 TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,  # A few dozen roundings of 2^-24, some of them amplified by the exponential.
-    torch.bfloat16: 3e-2,  # Intermediate results are stored with 2^-9, scores too: at 30 they are off by up to 2^-4.
+    torch.bfloat16: 2e-2,  # Intermediate results are stored with 2^-9.
 }
 
 TABLE = [

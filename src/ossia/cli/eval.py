@@ -37,7 +37,7 @@ def evaluate(
     results = []
     for family in chosen:
         next(steps)
-        results += evaluate(llm.model, llm.tokenizer, [family], count=count, seed=seed, max_tokens=max_tokens)
+        results += evaluate(llm, [family], count=count, seed=seed, max_tokens=max_tokens)
     rows: list[dict[str, Any]] = [
         {
             "family": result.family,

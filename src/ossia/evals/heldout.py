@@ -18,7 +18,7 @@ from ossia.engine.engine import generate_batch
 from ossia.engine.request import Sampling
 from ossia.harmony import Parser, from_openai, render_completion
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.model.transformer import Transformer
+from ossia.llm import LLM
 
 Outcome = Literal["right", "wrong", "cut", "empty"]
 
@@ -72,8 +72,7 @@ def draw(family: str, count: int, seed: int) -> list[Sample]:
 
 
 def evaluate(
-    model: Transformer,
-    tokenizer: Tokenizer,
+    llm: LLM,
     families: Sequence[str],
     *,
     count: int,
@@ -84,10 +83,11 @@ def evaluate(
 ) -> list[Result]:
     """Ask `count` held-out prompts of each family at temperature 0. `progress` gets the number of replies so far."""
     samples = [one for family in families for one in draw(family, count, seed)]
+    tokenizer = llm.tokenizer
     prompts = [_prompt(one, tokenizer) for one in samples]
     sampling = Sampling(temperature=0, max_tokens=max_tokens, stop_ids=tokenizer.stop_ids)
     answers: dict[int, list[int]] = {}
-    for index, answer in generate_batch(model, prompts, sampling, max_batch=max_batch):
+    for index, answer in generate_batch(llm.model, prompts, sampling, max_batch=max_batch):
         answers[index] = answer
         progress(len(answers))
     graded = [(one, *_graded(one, answers[index], tokenizer)) for index, one in enumerate(samples)]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -123,10 +124,20 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
         {name: parameter.detach() for name, parameter in model.named_parameters()},
         layout="hf",
         extra_files=[vocabulary],
-        generation_config={"do_sample": False},
+        generation_config=greedy(tokenizer),
         overwrite=True,
     )
     return folder
+
+
+def greedy(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A generation_config.json that recommends the likeliest token, with the vocabulary's own special ids."""
+    return {
+        "bos_token_id": tokenizer.special.get("<|startoftext|>"),
+        "do_sample": False,
+        "eos_token_id": sorted(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.special.get("<|endoftext|>"),
+    }
 
 
 def vocabulary_file(config: SftConfig) -> Path:
