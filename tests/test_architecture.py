@@ -15,18 +15,19 @@ SOURCE = Path(ossia.__file__).parent
 
 ANYTHING = frozenset({"*"})
 
-COMMON = frozenset({"config", "errors"})
+COMMON = frozenset({"config", "errors", "files"})
 
 # Part of the package → the parts it may import, besides itself and (but for the common parts themselves) COMMON.
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "config": frozenset({"errors"}),
+    "files": frozenset({"errors"}),
     "harmony": frozenset(),
     "kernels": frozenset(),
     "model": frozenset({"kernels"}),
     "engine": frozenset({"model", "kernels"}),
     "train": frozenset({"model", "harmony", "kernels", "demo"}),  # demo: the curriculum, as a source of data.
-    "evals": frozenset({"llm", "engine", "harmony", "demo"}),
+    "evals": frozenset({"llm", "reply", "engine", "harmony", "demo"}),
     "demo": frozenset({"harmony"}),
     "reply": frozenset({"harmony"}),
     "llm": frozenset({"engine", "model", "kernels", "harmony", "reply", "__init__"}),

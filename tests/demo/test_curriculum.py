@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ossia.demo.curriculum import safety, scratch, tools
 from ossia.demo.curriculum.grading import grade
-from ossia.demo.curriculum.mixture import EVALUATION_ONLY, FAMILIES, LATE_FROM, sample, samples
+from ossia.demo.curriculum.mixture import EVALUATION_ONLY, FAMILIES, PHASES, sample, samples
 from ossia.demo.curriculum.sample import EFFORTS, Sample, is_heldout, normalise
 from ossia.errors import DataError
 
@@ -85,11 +85,11 @@ def test_normalised_texts_ignore_case_space_and_closing_marks():
 
 
 def test_the_mixture_has_the_weights_it_states():
-    for phase, start in enumerate((0, LATE_FROM), 1):
-        assert sum(entry[phase] for entry in FAMILIES.values()) == pytest.approx(100)
+    for phase, start in enumerate(PHASES):
+        assert sum(shares[phase] for _, shares in FAMILIES.values()) == pytest.approx(100)
         drawn = [sample(2, index).family for index in range(start, start + 4000)]
-        for family, entry in FAMILIES.items():
-            assert drawn.count(family) / 40 == pytest.approx(entry[phase], abs=2)
+        for family, (_, shares) in FAMILIES.items():
+            assert drawn.count(family) / 40 == pytest.approx(shares[phase], abs=2)
 
 
 def test_families_for_evaluation_and_unknown_ones_are_refused_in_training():

@@ -37,14 +37,25 @@ def answer_of(one, tokenizer):
 def test_each_outcome_is_told_apart(family, tiny_tokenizer):
     one = sample(0, 0, split="heldout", family=family)
     right = answer_of(one, tiny_tokenizer)
-    assert heldout._graded(one, right, tiny_tokenizer)[0] == "right"
-    assert heldout._graded(one, right[:-1], tiny_tokenizer)[0] == "cut"
+    assert heldout._graded(one, right, tiny_tokenizer).outcome == "right"
+    assert heldout._graded(one, right[:-1], tiny_tokenizer).outcome == "cut"
     header = tiny_tokenizer.encode("final")
     special = tiny_tokenizer.special
     empty = [special["<|channel|>"], *header, special["<|message|>"], special["<|return|>"]]
-    assert heldout._graded(one, empty, tiny_tokenizer)[0] == "empty"
+    assert heldout._graded(one, empty, tiny_tokenizer).outcome == "empty"
     wrong = [*empty[:-1], *tiny_tokenizer.encode("no idea: 123456789"), special["<|return|>"]]
-    assert heldout._graded(one, wrong, tiny_tokenizer)[0] == "wrong"
+    assert heldout._graded(one, wrong, tiny_tokenizer).outcome == "wrong"
+
+
+def test_a_call_that_was_not_closed_as_one_is_wrong_and_a_refusal_is_counted(tiny_tokenizer):
+    one = sample(0, 0, split="heldout", family="tool_call")
+    right = answer_of(one, tiny_tokenizer)
+    assert right[-1] == tiny_tokenizer.special["<|call|>"]
+    returned = [*right[:-1], tiny_tokenizer.special["<|return|>"]]
+    assert heldout._graded(one, returned, tiny_tokenizer).outcome != "right"
+    misuse = sample(0, 0, split="heldout", family="misuse")
+    assert heldout._graded(misuse, answer_of(misuse, tiny_tokenizer), tiny_tokenizer).declined
+    assert not heldout._graded(one, right, tiny_tokenizer).declined
 
 
 def test_a_model_that_says_42_is_right_where_42_is(tiny_model):

@@ -55,10 +55,10 @@ def test_an_example_too_long_is_refused_and_named(tokenizer):
         batches.at(0)
 
 
-def test_jsonl_goes_through_every_record_each_time(tmp_path):
+def test_jsonl_goes_through_every_record_each_time(tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(RECORD | {"date": f"2025-01-0{day}"}) + "\n" for day in range(1, 6)))
-    source = jsonl(path, seed=1)
+    source = jsonl(path, 1, tokenizer, 1024)
     first, second = ([source(5 * epoch + place)["date"] for place in range(5)] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == [f"2025-01-0{day}" for day in range(1, 6)]
     assert first != second
@@ -70,21 +70,38 @@ def test_jsonl_goes_through_every_record_each_time(tmp_path):
         ("{", r"data.jsonl:2: not JSON"),
         ("[]", r"data.jsonl:2: field messages"),
         (json.dumps({"messages": RECORD["messages"], "efort": "low"}), r"data.jsonl:2: unknown field efort"),
-        (json.dumps({"messages": [{"role": "user", "content": "hello"}]}), r"data.jsonl:2: .*no assistant turn"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "hello"}]}),
+            r"data.jsonl:2: .*no finished assistant turn",
+        ),
+        (json.dumps(RECORD | {"tools": 5}), r"data.jsonl:2: field tools is int; give list"),
+        (json.dumps(RECORD | {"date": {"a": 1}}), r"data.jsonl:2: field date is dict; give str"),
+        ("[" * 100_000, r"data.jsonl:2: not JSON"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "9 " * 2000}, *RECORD["messages"][1:]]}),
+            r"data.jsonl:2: \d+ tokens, more than --max-length 1024",
+        ),
         (json.dumps({"messages": [{"role": "wizard", "content": "hello"}]}), r"data.jsonl:2: .*wizard"),
         (json.dumps(RECORD | {"effort": "huge"}), r"data.jsonl:2: .*huge"),
     ],
 )
-def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, line, message):
+def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, tokenizer, line, message):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(RECORD) + "\n" + line + "\n")
     with pytest.raises(DataError, match=message):
-        jsonl(path, seed=0)
+        jsonl(path, 0, tokenizer, 1024)
 
 
-def test_an_empty_or_missing_file_is_refused(tmp_path):
+def test_a_line_separator_inside_a_text_is_no_new_line(tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    record = {"messages": [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c"}]}
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert jsonl(path, 0, tokenizer, 1024)(7)["messages"] == record["messages"]
+
+
+def test_an_empty_or_missing_file_is_refused(tmp_path, tokenizer):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no record"):
-        jsonl(tmp_path / "empty.jsonl", seed=0)
+        jsonl(tmp_path / "empty.jsonl", 0, tokenizer, 1024)
     with pytest.raises(DataError, match="cannot be read"):
-        jsonl(tmp_path / "missing.jsonl", seed=0)
+        jsonl(tmp_path / "missing.jsonl", 0, tokenizer, 1024)

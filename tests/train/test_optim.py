@@ -4,14 +4,14 @@ import pytest
 import torch
 from tests.train.small import SMALL, run
 
-from ossia.errors import ConfigError
+from ossia.errors import ConfigError, TrainingError
 from ossia.kernels import select
 from ossia.kernels.mxfp4 import dequantize, quantize
 from ossia.model.adapt import build, fill
 from ossia.train.optim import Masters, Schedule, initial_weights
 
 
-def masters_of(optimizer, *, dtype=torch.float32, quantize_experts=True):
+def masters_of(optimizer, *, dtype=torch.float32, learning_rate=1e-2):
     model = build(SMALL, select("torch"))
     weights = dict(initial_weights(model, 0))
     fill(model, [(name, weight.clone()) for name, weight in weights.items()], dtype=dtype)
@@ -20,9 +20,9 @@ def masters_of(optimizer, *, dtype=torch.float32, quantize_experts=True):
         model,
         weights,
         optimizer=optimizer,
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
         weight_decay=0.0,
-        quantize_experts=quantize_experts,
+        quantize_experts=True,
     )
 
 
@@ -96,6 +96,21 @@ def test_state_restores_bit_for_bit():
         masters.step(1.0, clip=1.0)
     for name, weight in one.weights.items():
         assert torch.equal(weight, other.weights[name]), name
+
+
+def test_gradients_that_are_not_finite_move_nothing():
+    masters = masters_of("adamw")
+    before = copy.deepcopy(masters.weights)
+    (run(masters.model).sum() * float("inf")).backward()
+    with pytest.raises(TrainingError, match=r"the norm of the gradients is (nan|inf)"):
+        masters.step(1.0, clip=1.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in masters.weights.items())
+
+
+def test_a_restored_run_keeps_its_own_rate():
+    one, other = masters_of("muon"), masters_of("muon", learning_rate=1e-3)
+    other.restore(copy.deepcopy(one.state()))
+    assert [group["base_lr"] for optimizer in other.optimizers for group in optimizer.param_groups] == [1e-3] * 3
 
 
 def test_an_unknown_optimizer_is_named():

@@ -13,9 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from ossia.cli import cli
+from ossia.cli.train import _reporter
 from ossia.errors import ConfigError, DataError, StorageError, TrainingError
 from ossia.kernels.mxfp4 import dequantize, fake_quantize
 from ossia.model.checkpoint import open_checkpoint
+from ossia.train.curve import draw
+from ossia.train.loop import read_log
 from ossia.train.sft import SftConfig, train
 
 FLAGS = {
@@ -90,6 +93,31 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(finished, vocabula
     assert steps == expected
 
 
+def test_the_curve_is_drawn_from_a_log_whose_last_line_was_cut_off(finished, tmp_path):
+    assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "log.jsonl").write_text((finished / "log.jsonl").read_text() + '{"step": 6, "lo')
+    assert draw(tmp_path) == tmp_path / "curve.png"
+    assert [line["step"] for line in read_log(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"step": 3, "validation_loss": 0.25}, "step 3  held-out loss 0.2500"),
+        ({"step": 3}, "step 3  saved"),
+        (
+            {"step": 4, "loss": 1.5, "smallest_load": 0.5, "largest_load": 2.0, "tokens_per_second": 99.6},
+            "step 4  loss 1.5000  load 0.50-2.00  100 tokens/s",
+        ),
+    ],
+)
+def test_each_line_of_the_log_is_told_plainly_where_there_is_no_terminal(metrics, line, capsys):
+    bar, report = _reporter(10)
+    with bar:
+        report(metrics)
+    assert capsys.readouterr().err == line + "\n"
+
+
 def test_a_finished_run_is_not_overwritten(finished, vocabulary):
     with pytest.raises(StorageError, match="holds a run already"):
         train(SftConfig(out=finished, tokenizer=vocabulary, **FLAGS), quiet)
@@ -104,8 +132,27 @@ def test_a_damaged_or_foreign_state_is_not_resumed(finished, vocabulary, tmp_pat
     with pytest.raises(TrainingError, match="cannot be read"):
         train(config, quiet)
     (tmp_path / "state.pt").write_bytes(whole)
-    with pytest.raises(TrainingError, match="another model or seed"):
+    with pytest.raises(TrainingError, match="seed was '0' and is now '7'"):
         train(SftConfig(out=tmp_path, tokenizer=vocabulary, resume=True, seed=7, **FLAGS), quiet)
+    with pytest.raises(TrainingError, match="optimizer was 'muon' and is now 'adamw'"):
+        train(SftConfig(out=tmp_path, tokenizer=vocabulary, resume=True, optimizer="adamw", **FLAGS), quiet)
+    torch.save([1, 2], tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match="is no state of a run"):
+        train(config, quiet)
+
+
+def test_a_folder_that_cannot_be_made_is_named(vocabulary, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made a folder"):
+        train(SftConfig(out=tmp_path / "file" / "run", tokenizer=vocabulary, **FLAGS), quiet)
+
+
+def test_a_missing_extra_is_named_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("ossia.cli.extras.find_spec", lambda _name: None)
+    result = CliRunner().invoke(cli, ["train", "sft", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "pip install 'ossia[train]'" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(vocabulary, tmp_path):
@@ -117,14 +164,14 @@ def test_a_disk_that_refuses_leaves_the_old_state(finished, vocabulary, tmp_path
     (tmp_path / "state.pt").write_bytes((finished / "state.pt").read_bytes())
     old = (tmp_path / "state.pt").read_bytes()
 
-    def full(_self, _data):
+    def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("ossia.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         train(SftConfig(out=tmp_path, tokenizer=vocabulary, resume=True, **(FLAGS | {"steps": 6})), quiet)
     assert (tmp_path / "state.pt").read_bytes() == old
-    assert not list(tmp_path.glob("*.part"))
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +181,11 @@ def test_a_disk_that_refuses_leaves_the_old_state(finished, vocabulary, tmp_path
         ({"preset": "gpt-6"}, ConfigError, "preset is 'gpt-6'"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8'"),
         ({"optimizer": "sgd"}, ConfigError, "optimizer is 'sgd'"),
+        ({"steps": 0}, ConfigError, "steps is 0: give a number above 0"),
+        ({"learning_rate": float("nan")}, ConfigError, "learning_rate is nan"),
+        ({"validation_records": -1}, ConfigError, "validation_records is -1"),
+        ({"threads": -1}, ConfigError, "threads is -1"),
+        ({"seed": 2**63}, ConfigError, "seed is 9223372036854775808"),
         ({"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl: cannot be read"),
     ],
 )

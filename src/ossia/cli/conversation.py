@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from ossia.cli.chat import EFFORTS, Settings
 from ossia.cli.terminal import Display, Pen, ReasoningView
 from ossia.errors import OssiaError, StorageError
+from ossia.files import write_whole
 from ossia.llm import LLM
 from ossia.reply import Reply
 
@@ -173,20 +174,9 @@ def _message(reply: Reply, calls: tuple[Mapping[str, Any], ...]) -> dict[str, An
 
 def save(path: Path, text: str) -> None:
     """Write a new file, whole or not at all. Raises StorageError if it exists or the disk refuses."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        if path.exists():
-            raise StorageError(f"{path} exists: give another name")
-        try:
-            with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+    if path.exists():
+        raise StorageError(f"{path} exists: give another name")
+    write_whole(path, text, errors="backslashreplace")
 
 
 # -------------------------------------------------------------------- the terminal

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ossia.cli.extras import need
 from ossia.train.sft import SftConfig
 
 
@@ -50,8 +51,12 @@ def train() -> None:
 def sft(as_json: bool, **flags: Any) -> None:
     """Train a new model on conversations.
 
-    Without further flags this trains the bundled model: its vocabulary, its curriculum, its checkpoint.
+    With --out alone this trains the bundled model: its vocabulary, its curriculum, its checkpoint.
     """
+    if flags["data"] == "demo":
+        need("train", "reasoning_gym")
+    if flags["tokenizer"] is None:
+        need("train", "reasoning_gym", "tokenizers")
     from ossia.train.curve import draw
     from ossia.train.sft import train as run
 
@@ -64,8 +69,7 @@ def sft(as_json: bool, **flags: Any) -> None:
         click.echo(json.dumps({"checkpoint": str(folder), "curve": str(curve) if curve else None}))
         return
     click.echo(f"checkpoint: {folder}\nTalk to it: ossia chat --model {folder}")
-    if curve:
-        click.echo(f"curve: {curve}")
+    click.echo(f"curve: {curve}" if curve else "no curve was drawn: that needs pip install 'ossia[train]'")
 
 
 def _reporter(steps: int) -> tuple[AbstractContextManager[Any], Callable[[dict[str, Any]], None]]:

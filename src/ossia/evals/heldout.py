@@ -9,16 +9,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ossia.demo.curriculum.grading import grade
 from ossia.demo.curriculum.mixture import EVALUATION_ONLY, FAMILIES, sample
+from ossia.demo.curriculum.safety import is_refusal
 from ossia.demo.curriculum.sample import EFFORTS, Sample
 from ossia.engine.engine import generate_batch
 from ossia.engine.request import Sampling
-from ossia.harmony import Parser, from_openai, render_completion
+from ossia.harmony import from_openai, render_completion
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.llm import LLM
+from ossia.reply import Stream
 
 Outcome = Literal["right", "wrong", "cut", "empty"]
 
@@ -38,6 +40,8 @@ class Result:
     """Effort → mean tokens of reasoning."""
     wrong: list[dict[str, str]]
     """The first few replies that were not right: prompt, expected, reply."""
+    declined: int
+    """Replies that refuse, right or not."""
 
     @property
     def count(self) -> int:
@@ -90,8 +94,8 @@ def evaluate(
     for index, answer in generate_batch(llm.model, prompts, sampling, max_batch=max_batch):
         answers[index] = answer
         progress(len(answers))
-    graded = [(one, *_graded(one, answers[index], tokenizer)) for index, one in enumerate(samples)]
-    return [_result(family, [entry for entry in graded if entry[0].family == family]) for family in families]
+    graded = [_graded(one, answers[index], tokenizer) for index, one in enumerate(samples)]
+    return [_result(family, [entry for entry in graded if entry.sample.family == family]) for family in families]
 
 
 def _prompt(one: Sample, tokenizer: Tokenizer) -> list[int]:
@@ -99,42 +103,55 @@ def _prompt(one: Sample, tokenizer: Tokenizer) -> list[int]:
     return render_completion(conversation, tokenizer)
 
 
-def _graded(one: Sample, answer: list[int], tokenizer: Tokenizer) -> tuple[Outcome, str, int]:
-    """Outcome, the reply as text, and tokens of reasoning."""
-    parser = Parser(tokenizer)
-    parser.feed(answer)
-    parser.finish()
-    final = "".join(message.content for message in parser.messages if message.channel == "final")
-    reasoning = "".join(message.content for message in parser.messages if message.channel == "analysis")
-    calls: list[dict[str, Any]] = [
-        {"function": {"name": message.recipient.removeprefix("functions."), "arguments": message.content}}
-        for message in parser.messages
-        if message.recipient and message.recipient.startswith("functions.")
-    ]
-    said = final + "".join(f"{call['function']['name']}({call['function']['arguments']})" for call in calls)
-    num_reasoning = len(tokenizer.encode(reasoning))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Graded:
+    sample: Sample
+    outcome: Outcome
+    said: str
+    """The answer and the calls, as text."""
+    declined: bool
+    reasoning_tokens: int
+
+
+def _graded(one: Sample, answer: list[int], tokenizer: Tokenizer) -> _Graded:
+    stream = Stream(iter(answer), tokenizer, num_prompt_tokens=0)
+    for _ in stream:
+        pass
+    reply = stream.reply()
+    # Only what ended with the token for a call was called.
+    calls = [dict(call) for call in reply.tool_calls] if answer[-1] == tokenizer.special["<|call|>"] else []
+    said = reply.final + "".join(f"{call['function']['name']}({call['function']['arguments']})" for call in calls)
     if answer[-1] not in tokenizer.stop_ids:
-        return "cut", said, num_reasoning
-    if not said:
-        return "empty", said, num_reasoning
-    return ("right" if grade(one, final, calls) else "wrong"), said, num_reasoning
+        outcome: Outcome = "cut"
+    elif not said:
+        outcome = "empty"
+    else:
+        outcome = "right" if grade(one, reply.final, calls) else "wrong"
+    return _Graded(
+        sample=one,
+        outcome=outcome,
+        said=said,
+        declined=is_refusal(reply.final),
+        reasoning_tokens=reply.usage.reasoning_tokens,
+    )
 
 
-def _result(family: str, graded: list[tuple[Sample, Outcome, str, int]]) -> Result:
-    by_effort = {e: [tokens for one, _, _, tokens in graded if one.effort == e] for e in EFFORTS}
+def _result(family: str, graded: list[_Graded]) -> Result:
+    by_effort = {e: [one.reasoning_tokens for one in graded if one.sample.effort == e] for e in EFFORTS}
     return Result(
         family=family,
-        outcomes=dict(Counter(outcome for _, outcome, _, _ in graded)),
+        outcomes=dict(Counter(one.outcome for one in graded)),
+        declined=sum(one.declined for one in graded),
         reasoning_tokens={e: round(sum(tokens) / len(tokens), 1) for e, tokens in by_effort.items() if tokens},
         wrong=[
             {
-                "prompt": one.prompt[-1]["content"],
-                "effort": one.effort,
-                "expected": one.messages[-1].get("content") or str(one.call),
-                "reply": said,
-                "outcome": outcome,
+                "prompt": one.sample.prompt[-1]["content"],
+                "effort": one.sample.effort,
+                "expected": one.sample.messages[-1].get("content") or str(one.sample.call),
+                "reply": one.said,
+                "outcome": one.outcome,
             }
-            for one, outcome, said, _ in graded
-            if outcome != "right"
+            for one in graded
+            if one.outcome != "right"
         ][:5],
     )

@@ -1,10 +1,10 @@
 """The picture of a run: losses and expert loads over steps, from its log."""
 
-import json
+import io
 from pathlib import Path
-from typing import Any
 
-from ossia.train.loop import LOG
+from ossia.files import write_whole
+from ossia.train.loop import read_log
 
 CURVE = "curve.png"
 
@@ -15,7 +15,7 @@ def draw(run: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return None
-    lines: list[dict[str, Any]] = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    lines = read_log(run)
     training = [line for line in lines if "loss" in line]
     heldout = [line for line in lines if "validation_loss" in line]
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -30,5 +30,7 @@ def draw(run: Path) -> Path | None:
     loads.axhline(1, color="grey", linewidth=0.5)
     loads.set(xlabel="step", ylabel="load, 1 = even", ylim=(0, None))
     loads.legend()
-    figure.savefig(run / CURVE, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_whole(run / CURVE, picture.getbuffer())
     return run / CURVE

@@ -9,6 +9,7 @@ Shapes: T tokens of a batch, R tokens to be learnt.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,43 +115,62 @@ def curriculum(seed: int, split: Literal["train", "heldout"] = "train") -> Sourc
     return record
 
 
-def jsonl(path: Path, seed: int) -> Source:
+def jsonl(path: Path, seed: int, tokenizer: Tokenizer, max_length: int) -> Source:
     """Records of a JSONL file, one object a line, shuffled anew each time through.
 
-    Raises DataError that names file, line and field where a line is not JSON, lacks `messages`, or does not render.
+    Every record is rendered once before anything is learnt. Raises DataError that names file, line and field where a
+    line is not JSON, lacks `messages`, does not render, has no assistant turn, or gives an example that is too long.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                records.append(_record(line, tokenizer, max_length))
+            except (DataError, HarmonyError) as error:
+                raise DataError(f"{path}:{number}: {error}") from None
     if not records:
         raise DataError(f"{path}: holds no record; give one JSON object with `messages` a line")
 
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        return torch.randperm(len(records), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
     def record(index: int) -> Record:
         epoch, place = divmod(index, len(records))
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed + epoch))
-        return records[int(order[place])]
+        return records[order(epoch)[place]]
 
     return record
 
 
-_FIELDS = {"messages", "tools", "effort", "date"}
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "messages": (list,),
+    "tools": (list, type(None)),
+    "effort": (str,),
+    "date": (str, type(None)),
+}
 
 
-def _record(path: Path, number: int, line: str) -> Record:
+def _record(line: str, tokenizer: Tokenizer, max_length: int) -> Record:
+    """One line of a file, checked. Raises DataError or HarmonyError that names the field."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
-        raise DataError(f"{path}:{number}: field messages is missing or no list")
-    if unknown := sorted(set(value) - _FIELDS):
-        raise DataError(f"{path}:{number}: unknown field {unknown[0]}; known are {', '.join(sorted(_FIELDS))}")
-    try:
-        from_openai(value["messages"], tools=value.get("tools"), effort=value.get("effort", "medium"))
-    except HarmonyError as error:
-        raise DataError(f"{path}:{number}: {error}") from None
-    if not any(message.get("role") == "assistant" for message in value["messages"]):
-        raise DataError(f"{path}:{number}: field messages has no assistant turn, so there is nothing to learn")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON ({error})") from None
+    if not isinstance(value, dict) or "messages" not in value:
+        raise DataError("field messages is missing")
+    for name, field in value.items():
+        if name not in _FIELDS:
+            raise DataError(f"unknown field {name}; known are {', '.join(_FIELDS)}")
+        if not isinstance(field, _FIELDS[name]):
+            raise DataError(f"field {name} is {type(field).__name__}; give {_FIELDS[name][0].__name__}")
+    turns = examples(value, tokenizer)
+    if not turns:
+        raise DataError("field messages has no finished assistant turn, so there is nothing to learn")
+    longest = max(len(turn.token_ids) for turn in turns)
+    if longest > max_length:
+        raise DataError(f"{longest} tokens, more than --max-length {max_length}: shorten it or raise the limit")
     return value

@@ -3,11 +3,9 @@
 import io
 import json
 import logging
-import os
 import pickle
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 from ossia.errors import StorageError, TrainingError
+from ossia.files import write_whole
 from ossia.model.attention import Packed
 from ossia.model.transformer import Transformer
 from ossia.train.data import Batch, Batches
@@ -37,7 +36,8 @@ class Loop:
     schedule: Schedule
     out: Path
     """Folder of `log.jsonl` and `state.pt`."""
-    seed: int
+    settings: Mapping[str, Any]
+    """What decides the course of the run: saved with the state, and compared when it is resumed."""
     clip: float
     balance_coefficient: float
     z_coefficient: float
@@ -75,8 +75,9 @@ class Loop:
         loss = cross_entropy(logits, batch.targets)
         balance, z = routers.balance_loss(), routers.z_loss()
         if not torch.isfinite(loss):
+            value = float(loss.detach())
             raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.step}: resume from the last state, with a lower rate"
+                f"the loss is {value} at step {self.step + 1}: resume from the last state, at a lower rate"
             )
         (loss + self.balance_coefficient * balance + self.z_coefficient * z).backward()
         factor = self.schedule(self.step)
@@ -101,8 +102,12 @@ class Loop:
         if "loss" in metrics:
             metrics["tokens_per_second"] = round(self._tokens / seconds, 1)
             self._since, self._tokens = time.monotonic(), 0
-        with (self.out / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        path = self.out / LOG
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from None
         self.report(metrics)
 
     # ---------------------------------------------------------------- stopping and going on
@@ -112,14 +117,12 @@ class Loop:
         state = {
             "step": self.step,
             "index": self.index,
-            "seed": self.seed,
-            "config": self.model.config.to_json(),
+            "settings": dict(self.settings),
             "masters": self.masters.state(),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        with writing(self.out / STATE) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        write_whole(self.out / STATE, buffer.getbuffer())
 
     def resume(self) -> None:
         """Go on from `state.pt`, and drop the lines of the log that were written after it."""
@@ -131,30 +134,28 @@ class Loop:
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).split("\n")[0]
             raise TrainingError(f"{path}: cannot be read ({reason}); start again in another --out") from None
-        if state["config"] != self.model.config.to_json() or state["seed"] != self.seed:
-            raise TrainingError(f"{path}: belongs to a run with another model or seed; resume with the same flags")
+        if not isinstance(state, dict) or set(state) != {"step", "index", "settings", "masters"}:
+            raise TrainingError(f"{path}: is no state of a run; start again in another --out")
+        for name, value in self.settings.items():
+            if state["settings"].get(name) != value:
+                raise TrainingError(
+                    f"{path}: {name} was {state['settings'].get(name)!r} and is now {value!r}: resume with the same"
+                )
         self.masters.restore(state["masters"])
         self.step, self.index = state["step"], state["index"]
-        history = self.out / LOG
-        lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        with writing(history) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        kept = [json.dumps(line) + "\n" for line in read_log(self.out) if line["step"] <= self.step]
+        write_whole(self.out / LOG, "".join(kept))
         log.info("resumed at step %d", self.step)
 
 
-@contextmanager
-def writing(path: Path) -> Generator[Path]:
-    """Gives a temporary name to write to; on leaving, that file is on disk and takes the name of `path`."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def read_log(run: Path) -> list[Metrics]:
+    """The lines of a run's log; a last one that was cut off when the run was killed is left out."""
+    path = run / LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    whole: list[Metrics] = []
+    for line in lines:
+        try:
+            whole.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return whole

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ossia.errors import ConfigError
+from ossia.errors import ConfigError, TrainingError
 from ossia.kernels.mxfp4 import fake_quantize
 from ossia.model.transformer import Transformer
 
@@ -128,10 +128,13 @@ class Masters:
     def step(self, factor: float, *, clip: float) -> float:
         """Move the masters by the model's gradients, which are then dropped; returns their norm before clipping.
 
-        `factor` scales the learning rate, `clip` bounds the norm of all gradients together.
+        `factor` scales the learning rate, `clip` bounds the norm of all gradients together. Raises TrainingError, and
+        moves nothing, where that norm is not finite.
         """
         gradients = {name: p.grad.float() for name, p in self.model.named_parameters() if p.grad is not None}
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+        if not math.isfinite(norm):
+            raise TrainingError(f"the norm of the gradients is {norm}: resume from the last state, with a lower rate")
         scale = min(1.0, clip / (norm + 1e-12))
         for name, e, view in self._views:
             gradient = gradients[name] * scale
@@ -154,5 +157,8 @@ class Masters:
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            rate = optimizer.param_groups[0]["base_lr"]  # That of this run, which may be another than the saved one's.
             optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group["base_lr"] = rate
         self.publish()

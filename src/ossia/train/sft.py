@@ -16,6 +16,7 @@ import torch
 
 from ossia.config import PRESETS
 from ossia.errors import ConfigError, StorageError
+from ossia.files import write_whole
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels import select
 from ossia.model.adapt import build, fill
@@ -24,9 +25,15 @@ from ossia.model.transformer import Transformer
 from ossia.model.write import write_checkpoint
 from ossia.train.data import Batches, curriculum, jsonl
 from ossia.train.flags import flag
-from ossia.train.loop import STATE, Loop, Metrics, writing
+from ossia.train.loop import LOG, STATE, Loop, Metrics
 from ossia.train.loss import cross_entropy
 from ossia.train.optim import Masters, Schedule, initial_weights
+
+ABOVE_ZERO = ("steps", "batch_tokens", "max_length", "save_every", "log_every", "learning_rate", "clip")
+FREE_TO_CHANGE = (
+    "out resume tokenizer threads steps decay_steps learning_rate save_every log_every validation_records"
+).split()
+"""Flags that may differ when a run is resumed. The vocabulary lies in the run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +44,14 @@ class SftConfig:
     preset: str = flag("ossia-demo", help=f"Shape of the new model: {', '.join(PRESETS)}.")
     data: str = flag("demo", help="demo for the built-in curriculum, or a JSONL file of conversations.")
     tokenizer: Path | None = flag(None, help="A tokenizer.json or its folder; by default learnt from the curriculum.")
-    steps: int = flag(3000, help="Optimiser steps in all.")
+    steps: int = flag(3300, help="Optimiser steps in all.")
     batch_tokens: int = flag(4096, help="Tokens a step, prompts included.")
     max_length: int = flag(1024, help="Tokens an example may have.")
     optimizer: str = flag("muon", help="muon (matrices of the layers; the rest by AdamW) or adamw.")
     learning_rate: float = flag(3e-3, help="At its height.")
     weight_decay: float = flag(0.01, help="Of matrices; biases, scales and sinks have none.")
     warmup_steps: int = flag(100, help="Steps in which the rate rises.")
-    decay_steps: int = flag(900, help="Last steps, in which it falls to zero.")
+    decay_steps: int = flag(1600, help="Last steps, in which it falls to zero.")
     clip: float = flag(1.0, help="Largest norm of all gradients together.")
     balance_coefficient: float = flag(0.01, help="Weight of the load-balancing loss.")
     z_coefficient: float = flag(0.001, help="Weight of the router's z-loss.")
@@ -64,9 +71,17 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
         raise ConfigError(f"dtype is {config.dtype!r}: give bfloat16 or float32")
     if config.preset not in PRESETS:
         raise ConfigError(f"preset is {config.preset!r}: give one of {', '.join(PRESETS)}")
+    for name, value in asdict(config).items():
+        if name in ABOVE_ZERO and not value > 0:
+            raise ConfigError(f"{name} is {value}: give a number above 0")
+        if isinstance(value, (int, float)) and not 0 <= value < 2**63:
+            raise ConfigError(f"{name} is {value}: give a number that is not negative, below 2^63")
     if (config.out / STATE).exists() and not config.resume:
         raise StorageError(f"{config.out}: holds a run already; go on with --resume, or choose another --out")
-    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{config.out}: cannot be made a folder ({error.strerror}); choose another --out") from None
     if config.threads:
         torch.set_num_threads(config.threads)
 
@@ -76,7 +91,10 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
     tokenizer = Tokenizer.load(vocabulary)
     if tokenizer.vocab_size != shape.vocab_size:
         raise ConfigError(f"{vocabulary} has {tokenizer.vocab_size} ids, {config.preset} needs {shape.vocab_size}")
-    source = curriculum(config.seed) if config.data == "demo" else jsonl(Path(config.data), config.seed)
+    if config.data == "demo":
+        source = curriculum(config.seed)
+    else:
+        source = jsonl(Path(config.data), config.seed, tokenizer, config.max_length)
     batches = Batches(
         source=source, tokenizer=tokenizer, batch_tokens=config.batch_tokens, max_length=config.max_length
     )
@@ -101,7 +119,7 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
         batches=batches,
         schedule=Schedule(steps=config.steps, warmup_steps=config.warmup_steps, decay_steps=config.decay_steps),
         out=config.out,
-        seed=config.seed,
+        settings={name: str(value) for name, value in asdict(config).items() if name not in FREE_TO_CHANGE},
         clip=config.clip,
         balance_coefficient=config.balance_coefficient,
         z_coefficient=config.z_coefficient,
@@ -112,8 +130,9 @@ def train(config: SftConfig, report: Callable[[Metrics], None]) -> Path:
     )
     if config.resume:
         loop.resume()
-    with writing(config.out / "flags.json") as temporary:
-        temporary.write_text(json.dumps(asdict(config), default=str, indent=2) + "\n", encoding="utf-8")
+    else:
+        (config.out / LOG).unlink(missing_ok=True)  # Of a run that was killed before it saved anything.
+    write_whole(config.out / "flags.json", json.dumps(asdict(config), default=str, indent=2) + "\n")
     loop.run()
 
     # What is shipped: what the model held, experts packed, to which they are exact.
@@ -141,15 +160,17 @@ def greedy(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def vocabulary_file(config: SftConfig) -> Path:
-    """The tokenizer.json to use; where none is named, one learnt from the curriculum, kept with the run."""
+    """The run's own tokenizer.json: a copy of the one that is named, or else learnt from the curriculum."""
+    kept = config.out / "tokenizer.json"
     if config.tokenizer is not None:
-        return config.tokenizer / "tokenizer.json" if config.tokenizer.is_dir() else config.tokenizer
-    learnt = config.out / "tokenizer.json"
-    if not learnt.exists():
+        named = config.tokenizer / "tokenizer.json" if config.tokenizer.is_dir() else config.tokenizer
+        Tokenizer.load(named)  # A foreign one is refused before it is copied.
+        write_whole(kept, named.read_bytes())
+    elif not kept.exists():
         from ossia.demo.curriculum.vocabulary import train_vocabulary
 
         train_vocabulary(config.out)
-    return learnt
+    return kept
 
 
 def validation(config: SftConfig, tokenizer: Tokenizer) -> Callable[[Transformer], Metrics]:

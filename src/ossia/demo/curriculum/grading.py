@@ -8,7 +8,7 @@ from ossia.demo.curriculum import puzzles
 from ossia.demo.curriculum.safety import is_refusal
 from ossia.demo.curriculum.sample import Sample
 
-_INTEGER = re.compile(r"(?<![\w.])-?\d+")
+_INTEGER = re.compile(r"(?<![\w.])-?\d+(?!\.?\d)")
 
 
 def grade(sample: Sample, reply_final: str, reply_tool_calls: list[dict[str, Any]]) -> bool:
@@ -48,7 +48,7 @@ def _same_call(expected: dict[str, Any], call: dict[str, Any]) -> bool:
     function = call.get("function", {})
     try:
         arguments = json.loads(function.get("arguments") or "")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     # 1 == True in Python but not in JSON, so the texts are compared.
     return function.get("name") == expected["name"] and _canonical(arguments) == _canonical(expected["arguments"])

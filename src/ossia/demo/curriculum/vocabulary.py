@@ -7,9 +7,7 @@ copied into JSON keeps its tokens. Special tokens come last, as in gpt-oss.
 """
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from ossia.demo.curriculum.mixture import sample, samples
 from ossia.demo.curriculum.puzzles import dataset
 from ossia.demo.curriculum.sample import Sample
 from ossia.errors import DataError, StorageError
+from ossia.files import write_whole
 
 SIZE = 4096
 NUM_CONVERSATIONS = 30_000
@@ -159,25 +158,12 @@ def train_vocabulary(path: str | Path, size: int = SIZE, seed: int = 0) -> Path:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
     target = Path(path)
     target = target if target.suffix == ".json" else target / "tokenizer.json"
-    _write(target, json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1) + "\n")
-    return target
-
-
-def _write(target: Path, text: str) -> None:
-    """The whole file or none of it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(target)
-            except OSError:
-                Path(file.name).unlink()
-                raise
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another folder") from None
+    write_whole(target, json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1) + "\n")
+    return target
 
 
 if __name__ == "__main__":
