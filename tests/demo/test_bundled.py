@@ -51,10 +51,8 @@ def test_it_calculates_shows_its_work_and_stops(llm):
 
 
 def test_more_effort_is_more_reasoning(llm):
-    lengths = [
-        llm.chat("What is 57 + 68?", effort=effort).usage.reasoning_tokens for effort in ("low", "medium", "high")
-    ]
-    assert lengths[0] < lengths[1] < lengths[2]
+    low, medium, high = (llm.chat("What is 57 + 68?", effort=effort) for effort in ("low", "medium", "high"))
+    assert low.usage.reasoning_tokens < medium.usage.reasoning_tokens < high.usage.reasoning_tokens
 
 
 def test_it_calls_a_function_and_uses_the_result(llm):

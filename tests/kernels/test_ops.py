@@ -281,3 +281,42 @@ def test_another_device_gets_torch() -> None:
 def test_an_unknown_choice_is_named() -> None:
     with pytest.raises(KernelError, match="unknown kernels 'fast': choose one of auto, reference, torch, cpu"):
         select("fast")
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_both_ways_of_torch_attention_agree_with_gradients(window):
+    """Which one is taken depends on type and size, so each is held to the other where both are exact."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
+    visible = torch_ops._visible((9, 9, 7), (9, 9, 9), window, q.device)[..., 1:]
+    outputs, gradients = [], []
+    for attend in (torch_ops.plain_attention, torch_ops.fused_attention):
+        out = attend(q, k, v, visible, 0.3)
+        outputs.append(out.detach())
+        gradients.append(torch.autograd.grad(out.sin().sum(), (q, k, v)))
+    assert torch.allclose(outputs[0], outputs[1], rtol=0, atol=1e-12)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_training_in_bfloat16_takes_the_plain_way_up_to_its_limit(monkeypatch):
+    taken = []
+    for name in ("plain_attention", "fused_attention"):
+        original = getattr(torch_ops, name)
+
+        def spy(*operands, name=name, original=original):
+            taken.append(name)
+            return original(*operands)
+
+        monkeypatch.setattr(torch_ops, name, spy)
+    monkeypatch.setattr(torch_ops, "PLAIN_UP_TO_KEYS", 10)
+    for dtype, length, trained in (
+        (torch.bfloat16, 9, True),
+        (torch.bfloat16, 10, True),
+        (torch.float32, 9, True),
+        (torch.bfloat16, 9, False),
+    ):
+        q, k = torch.zeros(length, 2, 8, dtype=dtype), torch.zeros(length, 1, 8, dtype=dtype)
+        with torch.set_grad_enabled(trained):
+            torch_ops.attention(q, k, k, torch.zeros(2, dtype=dtype), (length,), (length,), None)
+    assert taken == ["plain_attention", "fused_attention", "fused_attention", "fused_attention"]

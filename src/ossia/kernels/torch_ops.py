@@ -15,7 +15,7 @@ from ossia.kernels import mxfp4
 ExpertWeights = Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
 """Expert id → gate_up [2I, D], its bias [2I], down [D, I], its bias [D]."""
 PLAIN_UP_TO_KEYS = 1024
-"""Keys up to which attention with gradients writes its scores to memory: they still fit the cache."""
+"""Keys up to which attention in training in bfloat16 writes its scores to memory: they still fit the cache."""
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -102,22 +102,24 @@ def _rectangle(
     k_BMGH = torch.cat((sink_key.expand(k_BMGH.shape[0], 1, k_BMGH.shape[2], -1), F.pad(k_BMGH, (0, extra))), dim=1)
     v_BMGH = F.pad(v_BMGH, (0, extra, 0, 0, 1, 0))
     visible = _visible(q_lengths, k_lengths, window, q_BLNH.device)
-    softmax_attention = _plain if torch.is_grad_enabled() and k_BMGH.shape[1] <= PLAIN_UP_TO_KEYS else _fused
+    trained = torch.is_grad_enabled() and q_BLNH.dtype == torch.bfloat16 and k_BMGH.shape[1] <= PLAIN_UP_TO_KEYS
+    softmax_attention = plain_attention if trained else fused_attention
     out_BNLH = softmax_attention(
         q_BLNH.transpose(1, 2), k_BMGH.transpose(1, 2), v_BMGH.transpose(1, 2), visible, head_dim**-0.5
     )
     return out_BNLH.transpose(1, 2)[..., :head_dim]
 
 
-def _fused(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
+def fused_attention(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
     """Never holds the scores, and adds them up in float32."""
     return F.scaled_dot_product_attention(q_BNLH, k_BGMH, v_BGMH, attn_mask=visible, scale=scale, enable_gqa=True)
 
 
-def _plain(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
+def plain_attention(q_BNLH: Tensor, k_BGMH: Tensor, v_BGMH: Tensor, visible: Tensor, scale: float) -> Tensor:
     """Holds the scores, in the type of the operands; heads that share keys are rows of one product.
 
-    For training on the CPU, where forward and backward together take half the time of the fused kernel's.
+    For training in bfloat16, where forward and backward together take half the time of the fused kernel's on a CPU
+    (benchmarks/attention.py); in float32 it is the other way round.
     """
     num_groups, length = k_BGMH.shape[1], q_BNLH.shape[2]
     q_BGRH = q_BNLH.unflatten(1, (num_groups, -1)).flatten(2, 3) * scale

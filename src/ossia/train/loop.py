@@ -75,10 +75,8 @@ class Loop:
         loss = cross_entropy(logits, batch.targets)
         balance, z = routers.balance_loss(), routers.z_loss()
         if not torch.isfinite(loss):
-            value = float(loss.detach())
-            raise TrainingError(
-                f"the loss is {value} at step {self.step + 1}: resume from the last state, at a lower rate"
-            )
+            what = f"the loss is {float(loss.detach())} at step {self.step + 1}"
+            raise TrainingError(f"{what}: resume from the last state, with a lower --learning-rate")
         (loss + self.balance_coefficient * balance + self.z_coefficient * z).backward()
         factor = self.schedule(self.step)
         norm = self.masters.step(factor, clip=self.clip)

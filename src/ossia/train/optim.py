@@ -134,7 +134,9 @@ class Masters:
         gradients = {name: p.grad.float() for name, p in self.model.named_parameters() if p.grad is not None}
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
         if not math.isfinite(norm):
-            raise TrainingError(f"the norm of the gradients is {norm}: resume from the last state, with a lower rate")
+            raise TrainingError(
+                f"the norm of the gradients is {norm}: resume from the last state, with a lower --learning-rate"
+            )
         scale = min(1.0, clip / (norm + 1e-12))
         for name, e, view in self._views:
             gradient = gradients[name] * scale
