@@ -10,7 +10,7 @@ from ossia.demo.curriculum.sample import Sample, Split
 from ossia.errors import DataError
 
 Generator = Callable[[Random], Sample]
-Shares = tuple[float, float, float]
+Shares = tuple[float, float]
 
 _MAX_DRAWS = 20_000
 
@@ -26,32 +26,32 @@ def _tool_unneeded(rng: Random) -> Sample:
 
 
 FAMILIES: dict[str, tuple[Generator, Shares]] = {
-    "addition": (arithmetic.addition, (9.5, 6.0, 7.0)),
-    "subtraction": (arithmetic.subtraction, (11.0, 7.0, 8.0)),
-    "multiplication": (arithmetic.multiplication, (11.0, 9.0, 10.0)),
-    "division": (arithmetic.division, (7.0, 6.0, 7.0)),
-    "chain": (arithmetic.chain, (6.0, 6.0, 7.0)),
-    "word_problem": (problems.word_problem, (6.5, 5.0, 4.0)),
-    "chain_sum": (_task("chain_sum"), (2.0, 1.0, 1.0)),
-    "gcd": (_task("gcd"), (2.5, 2.5, 2.0)),
-    "leg_counting": (_task("leg_counting"), (2.5, 2.5, 2.0)),
-    "letter_counting": (_task("letter_counting"), (2.0, 4.0, 1.5)),
-    "number_filtering": (_task("number_filtering"), (2.0, 4.0, 3.0)),
-    "spell_backward": (_task("spell_backward"), (2.0, 4.0, 1.5)),
-    "tool_call": (tools.tool_call, (11.5, 18.0, 24.0)),
-    "tool_answer": (tools.tool_answer, (4.0, 7.0, 7.0)),
-    "tool_missing": (tools.tool_missing, (2.0, 3.0, 3.0)),
-    "tool_unneeded": (_tool_unneeded, (1.5, 1.0, 1.0)),
-    "misuse": (safety.misuse, (4.0, 4.0, 4.0)),
-    "benign_twin": (safety.benign_twin, (4.0, 5.0, 4.0)),
-    "small_talk": (talk.small_talk, (3.0, 2.0, 1.0)),
-    "out_of_scope": (talk.out_of_scope, (3.0, 1.0, 1.0)),
-    "dialogue": (talk.dialogue, (3.0, 2.0, 1.0)),
+    "addition": (arithmetic.addition, (9.5, 7.0)),
+    "subtraction": (arithmetic.subtraction, (11.0, 7.0)),
+    "multiplication": (arithmetic.multiplication, (11.0, 14.0)),
+    "division": (arithmetic.division, (7.0, 8.0)),
+    "chain": (arithmetic.chain, (6.0, 8.0)),
+    "word_problem": (problems.word_problem, (6.5, 3.0)),
+    "chain_sum": (_task("chain_sum"), (2.0, 0.5)),
+    "gcd": (_task("gcd"), (2.5, 1.0)),
+    "leg_counting": (_task("leg_counting"), (2.5, 1.5)),
+    "letter_counting": (_task("letter_counting"), (2.0, 0.5)),
+    "number_filtering": (_task("number_filtering"), (2.0, 1.5)),
+    "spell_backward": (_task("spell_backward"), (2.0, 0.5)),
+    "tool_call": (tools.tool_call, (11.5, 18.0)),
+    "tool_answer": (tools.tool_answer, (4.0, 5.0)),
+    "tool_missing": (tools.tool_missing, (2.0, 2.5)),
+    "tool_unneeded": (_tool_unneeded, (1.5, 1.0)),
+    "misuse": (safety.misuse, (4.0, 9.0)),
+    "benign_twin": (safety.benign_twin, (4.0, 9.0)),
+    "small_talk": (talk.small_talk, (3.0, 1.0)),
+    "out_of_scope": (talk.out_of_scope, (3.0, 1.0)),
+    "dialogue": (talk.dialogue, (3.0, 1.0)),
 }
 """Family → its generator and its share of the mixture in percent, in each phase."""
-PHASES = (0, 23_000, 34_921)
-"""Index from which each phase counts. What is learnt last, copying words and names, gets more of the mixture once
-digits are mastered; what stays out of reach, spelling words that were seldom seen, gets less again."""
+PHASES = (0, 23_000)
+"""Index from which each phase counts. Once digits are mastered the mixture leans to words: copying them into calls, and
+telling harm from its twin; what stays out of reach, spelling words that were seldom seen, gets little of it."""
 
 EVALUATION_ONLY: dict[str, Generator] = {"tool_call_unseen": tools.tool_call_unseen}
 """Families no training run draws from."""

@@ -1,7 +1,9 @@
 """Calling functions: which of the tools on offer fits, which words of the request are its arguments, what came back.
 
 Function names are a verb and a noun, parameters come from one pool, values are mostly invented words: what remains to
-be learnt is to match and to copy. The nouns in UNSEEN_NOUNS never occur in training.
+be learnt is to match and to copy. Words that are not well known stand in quotes: a quoted word has the same tokens in
+the request, in JSON and in an answer, while a word after a space has others, which would have to be learnt one by one.
+The nouns in UNSEEN_NOUNS never occur in training.
 """
 
 import json
@@ -11,7 +13,7 @@ from random import Random
 from typing import Any
 
 from ossia.demo.curriculum.sample import Effort, Message, Sample, assistant, draw_date, draw_effort, opening, user
-from ossia.demo.curriculum.words import COLORS, COMMON, city, code, email, first_name, person, phrase
+from ossia.demo.curriculum.words import CITIES, COLORS, COMMON, city, code, email, first_name, person, phrase
 
 ASKING_VERBS = "get find check look_up fetch read count show".split()
 DOING_VERBS = (
@@ -54,6 +56,10 @@ def _up_to(limit: int) -> Callable[[Random], int]:
     return lambda rng: rng.randint(1, limit)
 
 
+def _topic(rng: Random) -> str:
+    return rng.choice(COMMON)
+
+
 def _one_of(*values: str) -> Callable[[Random], str]:
     return lambda rng: rng.choice(values)
 
@@ -71,7 +77,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(name="text", type="string", description="The text.", phrase='with the text "{v}"', draw=phrase),
     Parameter(name="id", type="string", description="Reference code.", phrase="with id {v}", draw=code),
     Parameter(name="query", type="string", description="What to search for.", phrase='matching "{v}"', draw=phrase),
-    Parameter(name="topic", type="string", description="The topic.", phrase="about {v}", draw=_one_of(*COMMON)),
+    Parameter(name="topic", type="string", description="The topic.", phrase="about {v}", draw=_topic),
     Parameter(name="user", type="string", description="Name of the user.", phrase="of {v}", draw=person),
     Parameter(name="amount", type="integer", description="The amount.", phrase="with amount {v}", draw=_up_to(9999)),
     Parameter(name="date", type="string", description="Date, YYYY-MM-DD.", phrase="on {v}", draw=_date),
@@ -118,6 +124,10 @@ _CLASHES = (
     {"unit", "color", "currency", "city"},
 )
 """Parameters whose phrases could be taken for each other."""
+
+_WORDED = (city, person, first_name, email, code, _topic)
+"""Values made of words that may be unknown."""
+WELL_KNOWN = frozenset((*CITIES, *COMMON))
 
 QUESTIONS = ("What is the {r}?", "What's the {r}?", "Do you know the {r}?", "Tell me the {r}.")
 REQUESTS = (
@@ -237,12 +247,23 @@ def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _mentioned(rng: Random, parameter: Parameter, value: Any) -> str:
+    """A value as a request gives it: invented words in quotes, well-known ones now and then."""
+    said = _said(value)
+    if parameter.draw not in _WORDED or (said in WELL_KNOWN and rng.random() < 0.5):
+        return said
+    return f'"{said}"'
+
+
 def request(rng: Random, function: Function, arguments: dict[str, Any], offered: list[Function]) -> str:
     """The user's words; they name each argument, in an order of their own.
 
     Where only one tool on offer has the noun, something may be asked for without its verb: "What is the weather in …?"
     """
-    phrases = [parameter.phrase.format(v=_said(arguments[parameter.name])) for parameter in function.parameters]
+    phrases = [
+        parameter.phrase.format(v=_mentioned(rng, parameter, arguments[parameter.name]))
+        for parameter in function.parameters
+    ]
     rng.shuffle(phrases)
     rest = " ".join([function.thing, *phrases])
     alone = not any(other.noun == function.noun for other in offered if other is not function)
@@ -290,7 +311,10 @@ def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, M
         thought = "The tool failed."
     else:
         result = {name: RESULTS[name](rng) for name in rng.sample(sorted(RESULTS), rng.choice((1, 1, 2)))}
-        told = " and ".join(f"{name} is {value}" for name, value in result.items())
+        told = " and ".join(
+            f'{name} is "{value}"' if RESULTS[name] in _WORDED else f"{name} is {value}"
+            for name, value in result.items()
+        )
         opened = f"Here is the {function.thing}" if function.verb in ASKING_VERBS else f"Done with the {function.thing}"
         final, keywords = f"{opened}: {told}.", tuple(str(value) for value in result.values())
         thought = "The tool answered."
