@@ -20,7 +20,7 @@ COMMON = frozenset({"config", "errors", "files"})
 # Part of the package → the parts it may import, besides itself and (but for the common parts themselves) COMMON.
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
-    "config": frozenset({"errors"}),
+    "config": frozenset({"errors", "files"}),
     "files": frozenset({"errors"}),
     "harmony": frozenset(),
     "kernels": frozenset(),

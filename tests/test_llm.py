@@ -242,7 +242,7 @@ def test_sampling_is_what_the_checkpoint_recommends(copy: Path, content: str | N
 
 def test_a_broken_recommendation_is_named(copy: Path) -> None:
     (copy / "generation_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: not valid JSON"):
         ossia.load(copy)
     (copy / "generation_config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: expected a JSON object, found list"):
@@ -250,6 +250,46 @@ def test_a_broken_recommendation_is_named(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"top_p": 3}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is 3"):
         ossia.load(copy)
+
+
+def test_memory_that_runs_out_is_said_in_one_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    llm = ossia.load(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr("ossia.model.adapt.fill", too_much)
+        with pytest.raises(
+            CheckpointError, match=rf"{tiny_model}: memory on cpu ran out while [\d,]+ bytes .* bfloat16"
+        ):
+            ossia.load(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr("ossia.model.transformer.Transformer.forward", too_much)
+        with pytest.raises(RequestError, match="memory ran out: shorten the prompt"):
+            llm.chat("?")
+        with pytest.raises(RequestError, match="memory ran out for the logits of 3 tokens: give fewer"):
+            llm.logits([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), CheckpointError),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), CheckpointError),
+        (RuntimeError("MPS backend out of memory"), CheckpointError),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), CheckpointError),
+        (RuntimeError("shapes differ"), RuntimeError),
+    ],
+)
+def test_other_failures_are_not_taken_for_memory(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ossia.model.adapt.fill", fail)
+    with pytest.raises(told):
+        ossia.load(tiny_model)
 
 
 def test_small_models_load_unpacked_in_float32_and_large_ones_packed(

@@ -5,13 +5,13 @@
 what it does not know; `to_json` writes either. The counts are methods with their unit in the name.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from ossia.errors import ConfigError
+from ossia.files import read_json
 
 LayerType = Literal["sliding_attention", "full_attention"]
 Layout = Literal["hf", "original"]
@@ -82,7 +82,7 @@ class ModelConfig:
             raw = dict(source)
         else:
             where = str(source)
-            raw = _read_object(Path(source))
+            raw = read_json(Path(source), ConfigError)
         try:
             return _from_hf(raw) if "model_type" in raw or "num_local_experts" in raw else _from_original(raw)
         except ConfigError as error:
@@ -197,6 +197,9 @@ _COUNTS = (
     "num_hidden_layers num_experts experts_per_token vocab_size hidden_size intermediate_size head_dim "
     "num_attention_heads num_key_value_heads sliding_window initial_context_length max_position_embeddings"
 ).split()
+_MOST = 2**31 - 1
+_MOST_LAYERS = 10_000
+"""Each layer costs memory here before a single file is looked at."""
 _REALS = (
     "rope_theta rope_scaling_factor rope_beta_slow rope_beta_fast rms_norm_eps swiglu_limit router_aux_loss_coef"
 ).split()
@@ -205,8 +208,9 @@ _REALS = (
 def _check_types(config: ModelConfig) -> None:
     for name in _COUNTS:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}: give a whole number of at least 1")
+        most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ConfigError(f"{name} is {value!r}: give a whole number from 1 to {most:,}")
     for name in _REALS:
         value = getattr(config, name)
         if not _is_finite(value) or value < 0:
@@ -243,8 +247,8 @@ def _check_ranges(config: ModelConfig) -> None:
             raise ConfigError(f"layer_types holds {kind!r}: known are sliding_attention and full_attention")
     if config.rope_theta <= 1:
         raise ConfigError(f"rope_theta is {config.rope_theta}: give more than 1")
-    if config.rope_scaling_factor < 1:
-        raise ConfigError(f"rope_scaling_factor is {config.rope_scaling_factor}: give at least 1")
+    if not 1 <= config.rope_scaling_factor <= _MOST:
+        raise ConfigError(f"rope_scaling_factor is {config.rope_scaling_factor}: give at least 1, at most {_MOST:,}")
     if not 0 < config.rope_beta_slow < config.rope_beta_fast:
         raise ConfigError(
             f"rope_beta_slow {config.rope_beta_slow} must be above 0 and below rope_beta_fast {config.rope_beta_fast}"
@@ -463,8 +467,11 @@ def _to_hf(config: ModelConfig) -> dict[str, Any]:
 def _from_original(raw: dict[str, Any]) -> ModelConfig:
     keys = _Reader(raw)
     initial, factor = keys.take("initial_context_length"), keys.take("rope_scaling_factor")
-    if not _is_finite(initial) or not _is_finite(factor):
-        raise ConfigError(f"initial_context_length is {initial!r} and rope_scaling_factor {factor!r}: give numbers")
+    if not _is_finite(initial) or not _is_finite(factor) or initial * factor > _MOST:
+        raise ConfigError(
+            f"initial_context_length is {initial!r} and rope_scaling_factor {factor!r}: give numbers, and at most "
+            f"{_MOST:,} tokens of context as their product"
+        )
     config = ModelConfig(
         num_hidden_layers=keys.take("num_hidden_layers"),
         num_experts=keys.take("num_experts"),
@@ -516,27 +523,6 @@ def _to_original(config: ModelConfig) -> dict[str, Any]:
         "rope_ntk_alpha": config.rope_beta_slow,
         "rope_ntk_beta": config.rope_beta_fast,
     }
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # Also a number of too many digits, and brackets too deep.
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object in which no key stands twice, of which JSON would keep the last in silence."""
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)} stands twice")
-    return read
 
 
 # -------------------------------------------------------------------- the published models

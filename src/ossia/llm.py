@@ -5,11 +5,11 @@ reply = llm.chat("What is 17 + 25?", effort="low")
 print(reply.reasoning, reply.final)
 """
 
-import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import ossia
 from ossia.config import MXFP4_BLOCK, ModelConfig
 from ossia.engine.engine import generate
 from ossia.engine.request import Sampling, check_prompt
-from ossia.errors import CheckpointError, KernelError, RequestError, TokenizerError
+from ossia.errors import CheckpointError, KernelError, OssiaError, RequestError, TokenizerError
+from ossia.files import read_json
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels import select
 from ossia.model import adapt
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 SMALL_BYTES = 1_000_000_000
 """Weights below this are kept in the form that is fastest, larger ones in the form that is smallest."""
+
+_MEMORY_REFUSED = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says of an allocation that failed, where that has no class of its own."""
 
 _VERIFY = "OSSIA_VERIFY"
 _VERIFY_GROUPS = {"moe": ("experts", "experts_mxfp4")}
@@ -65,18 +69,25 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """float32 [T, vocab] on the CPU: for each of T tokens the scores of the one after it.
 
-        Raises RequestError for no tokens, more than the context holds, or an id outside the vocabulary.
+        Raises RequestError for no tokens, more than the context holds, an id outside the vocabulary, or no more memory.
         """
         context = self.config.max_position_embeddings
         check_prompt(token_ids, vocab_size=self.config.vocab_size, context=context, room=0)
         device = self.model.embedding.weight.device
         ids_T = torch.tensor(list(token_ids), device=device)
         positions_T = torch.arange(len(token_ids), device=device)
-        return self.model(ids_T, positions_T, Packed(self.model.kernels, (len(token_ids),))).float().cpu()
+        with _memory_or(RequestError(f"memory ran out for the logits of {len(token_ids)} tokens: give fewer")):
+            return self.model(ids_T, positions_T, Packed(self.model.kernels, (len(token_ids),))).float().cpu()
 
     def generate(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
-        """The tokens that follow, one by one; see `engine.engine.generate`."""
-        return generate(self.model, token_ids, sampling)
+        """The tokens that follow, one by one; see `engine.engine.generate`. Memory that runs out is a RequestError."""
+        tokens = generate(self.model, token_ids, sampling)
+
+        def guarded() -> Iterator[int]:
+            with _memory_or(RequestError("memory ran out: shorten the prompt, or the answer with max_tokens")):
+                yield from tokens
+
+        return guarded()
 
     def chat(
         self,
@@ -158,11 +169,13 @@ def load(
     num_floats = sum(math.prod(spec.shape) for spec in checkpoint.specs.values() if spec.dtype.is_floating_point)
     dtype = dtype or (torch.float32 if num_floats * torch.float32.itemsize <= SMALL_BYTES else torch.bfloat16)
     packed, tensors = checkpoint.packed, checkpoint.tensors()
-    # Whoever names the native kernels wants theirs, which read packed weights.
-    if packed and kernels != "cpu" and _unpacked_values(checkpoint) * dtype.itemsize <= SMALL_BYTES:
-        packed, tensors = False, adapt.dequantized(dict(tensors), dtype).items()
-    model = adapt.build(checkpoint.config, chosen, experts="mxfp4" if packed else "dense")
-    adapt.fill(model, tensors, dtype=dtype, device=device)
+    memory = f"{folder}: memory on {device} ran out while {checkpoint.num_bytes:,} bytes of weights were loaded"
+    with _memory_or(CheckpointError(f"{memory}: choose a smaller model, another device, or torch.bfloat16 as dtype")):
+        # Whoever names the native kernels wants theirs, which read packed weights.
+        if packed and kernels != "cpu" and _unpacked_values(checkpoint) * dtype.itemsize <= SMALL_BYTES:
+            packed, tensors = False, adapt.dequantized(dict(tensors), dtype).items()
+        model = adapt.build(checkpoint.config, chosen, experts="mxfp4" if packed else "dense")
+        adapt.fill(model, tensors, dtype=dtype, device=device)
     return LLM(
         folder=checkpoint.folder,
         config=checkpoint.config,
@@ -170,6 +183,19 @@ def load(
         sampling=_recommended(checkpoint.folder),
         _tokenizer=_own_tokenizer(checkpoint),
     )
+
+
+@contextmanager
+def _memory_or(error: OssiaError) -> Generator[None]:
+    """Raises `error` where memory runs out."""
+    try:
+        yield
+    except MemoryError:
+        raise error from None
+    except RuntimeError as reason:  # torch.OutOfMemoryError is one.
+        if not any(words in str(reason) for words in _MEMORY_REFUSED):
+            raise
+        raise error from None
 
 
 def _device_type(device: str | torch.device) -> str:
@@ -218,12 +244,7 @@ def _recommended(folder: Path) -> Sampling:
     path = next((p for each in candidates if (p := each / "generation_config.json").is_file()), None)
     if path is None:
         return Sampling()
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}): fetch it again") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    raw = read_json(path, CheckpointError)
     if raw.get("do_sample") is False:
         return Sampling(temperature=0)
     known = ("temperature", "top_p", "top_k", "min_p")

@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 from ossia.cli.init import configured, init
 from ossia.config import GPT_OSS_20B, GPT_OSS_120B, Layout
 from ossia.errors import ConfigError, StorageError, TokenizerError
+from ossia.harmony.tokenizer import Tokenizer
 from ossia.model.checkpoint import open_checkpoint
 from ossia.model.layouts import stored_tensors
+from ossia.model.locate import tokenizer_file
 
 
 def run(*arguments: str | Path) -> Result:
@@ -95,6 +97,42 @@ def test_a_tokenizer_goes_along(tmp_path: Path, small: list[str], o200k_path: Pa
     assert (tmp_path / "n" / "o200k_base.tiktoken").exists()
 
 
+@pytest.mark.parametrize("given", ["tiny_tokenizer_file", "o200k_path"])
+def test_a_vocabulary_of_another_name_gets_the_one_it_is_found_by(
+    tmp_path: Path, small: list[str], given: str, request: pytest.FixtureRequest
+) -> None:
+    file: Path = request.getfixturevalue(given)
+    mine = Path(shutil.copy(file, tmp_path / f"mine{file.suffix}"))
+    assert run(tmp_path / "m", *small, "--tokenizer", mine).exit_code == 0
+    assert tokenizer_file(tmp_path / "m") == tmp_path / "m" / file.name
+    assert Tokenizer.load(tmp_path / "m").special == Tokenizer.load(file).special
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path, small: list[str]) -> None:
+    target = tmp_path / "[red]:smile:[" / "]"
+    target.parent.mkdir()
+    result = run(target, *small)
+    assert result.exit_code == 0, result.output
+    assert f"writing {target}: 100 %" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--seed", "99999999999999999999"], "99999999999999999999 is not in the range 0<=x<=9223372036854775807."),
+        (["--seed", "-1"], "-1 is not in the range"),
+        (["--max-shard-gb", "nan"], "nan is not a finite number."),
+        (["--max-shard-gb", "inf"], "inf is not a finite number."),
+        (["--max-shard-gb", "0"], "0.0 is not in the range x>=0.001."),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(tmp_path: Path, small: list[str], options: list[str], says: str) -> None:
+    result = run(tmp_path / "m", *small, *options)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -102,6 +140,7 @@ def test_a_tokenizer_goes_along(tmp_path: Path, small: list[str], o200k_path: Pa
         (["--intermediate", "33"], ConfigError, "intermediate_size is 33"),
         (["--experts", "2", "--experts-per-token", "3"], ConfigError, "experts_per_token 3 is more than num_experts 2"),
         (["--kv-heads", "3"], ConfigError, "num_attention_heads 8 is not a multiple of num_key_value_heads 3"),
+        (["--layers", "1000000000"], ConfigError, "num_hidden_layers is 1000000000: give a whole number from 1 to"),
         (["--layers", "0"], ConfigError, "num_hidden_layers is 0"),
         (["--context", "1024", "--layout", "original"], ConfigError, "the original layout cannot say otherwise"),
         (["--tokenizer", "absent"], TokenizerError, "absent"),

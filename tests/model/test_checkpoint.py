@@ -293,6 +293,10 @@ def stray_shard(folder: Path) -> None:
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00003-of-00003.safetensors")
 
 
+def second_model(name: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.copy(folder / "model-00001-of-00002.safetensors", folder / name) and None
+
+
 def two_families(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "weights.safetensors")
@@ -353,7 +357,9 @@ def no_weights(folder: Path) -> None:
             rf"shards hold other tensors than the index lists: 1 unexpected \({NORM} in model-",
         ),
         (add("model.safetensors.index.json", "{"), CheckpointError, r"index\.json: not valid JSON"),
-        (add("model.safetensors.index.json", "[]"), CheckpointError, r"index\.json: has no weight_map"),
+        (add("model.safetensors.index.json", "[]"), CheckpointError, r"index\.json: expected a JSON object"),
+        (add("model.safetensors.index.json", "{}"), CheckpointError, r"index\.json: has no weight_map"),
+        (add("model.safetensors.index.json", "[" * 100_000), CheckpointError, r"index\.json: not valid JSON"),
         (
             remove("model-00002-of-00002.safetensors"),
             CheckpointError,
@@ -363,6 +369,7 @@ def no_weights(folder: Path) -> None:
         (no_weights, CheckpointError, r"holds no model: expected model\.safetensors"),
         (second_copy, CheckpointError, r"holds two models: model\.safetensors beside model-00000"),
         (stray_shard, CheckpointError, r"holds two models: model-00003-of-00003\.safetensors beside model-00000"),
+        (second_model("adapter.safetensors"), CheckpointError, r"two models: adapter\.safetensors beside model-00000"),
         (two_families, CheckpointError, r"holds 2 models \(model, weights\)"),
         (
             one_tensor_in_two_shards,
@@ -390,6 +397,14 @@ def test_damage_is_named_in_one_line(
         open_checkpoint(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_a_file_beside_the_single_one_is_a_second_model(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", "hf", as_hf(random_parameters(packed=True)))
+    open_checkpoint(folder)
+    shutil.copy(folder / "model.safetensors", folder / "merged.safetensors")
+    with pytest.raises(CheckpointError, match=r"two models: merged\.safetensors beside model\.safetensors: remove one"):
+        open_checkpoint(folder)
 
 
 def test_a_configuration_that_promises_mxfp4_is_held_to_it(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def test_the_bundled_model_lies_in_the_package() -> None:
     ("name", "says"),
     [
         ("nowhere", "nowhere is no folder: give 'demo', a model folder, or a hub id"),
+        ("foo--bar/baz", r"foo--bar/baz is no folder: give 'demo'"),
+        ("a" * 300, "aaa is no folder: give 'demo'"),
+        ("a" * 300 + "/b", "aaa/b is no folder: give 'demo'"),
+        ("a\0b", "a\0b is no folder: give 'demo'"),
         ("a/b/c", "a/b/c is no folder: give 'demo'"),
         ("../up", r"\.\./up is no folder: give 'demo'"),
         ("owner/absent", "owner/absent is no folder, and not downloaded or not wholly: run `ossia pull owner/absent`"),

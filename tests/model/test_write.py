@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -242,6 +244,13 @@ def test_types(tmp_path: Path, dense: dict[str, torch.Tensor]) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_extra_files_may_get_another_name(tmp_path: Path, weights: RandomWeights) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    write_checkpoint(tmp_path / "m", CONFIG, weights, extra_files={"tokenizer.json": tmp_path / "mine.json"})
+    assert (tmp_path / "m" / "tokenizer.json").read_text() == "{}"
+    assert not (tmp_path / "m" / "mine.json").exists()
+
+
 def test_extra_files_go_along(tmp_path: Path, weights: RandomWeights) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     write_checkpoint(tmp_path / "m", CONFIG, weights, extra_files=[tmp_path / "tokenizer.json"])
@@ -368,6 +377,39 @@ def test_a_target_in_use_is_left_alone(tmp_path: Path, weights: RandomWeights) -
     write_checkpoint(target, CONFIG, RandomWeights(CONFIG, 2), layout="original", overwrite=True)
     assert open_checkpoint(target).layout == "original"
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.fixture(scope="module")
+def dead() -> int:
+    """The number of a process that ran and is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("number", ["dead", "own"])
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, weights: RandomWeights, dead: int, number: str) -> None:
+    gone = tmp_path / f".m.partial-{dead if number == 'dead' else os.getpid()}"
+    kept = [tmp_path / name for name in (f".m.partial-{os.getppid()}", f".n.partial-{dead}", ".m.partial-mine")]
+    for folder in (gone, *kept):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    write_checkpoint(tmp_path / "m", CONFIG, weights)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "m"])
+
+
+def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path, weights: RandomWeights, dead: int) -> None:
+    target, moved = tmp_path / "m", tmp_path / f".m.replaced-{dead}"
+    write_checkpoint(target, CONFIG, weights)
+    before = files_under(target)
+    target.rename(moved)
+    with pytest.raises(StorageError, match="m already exists and is not empty"):
+        write_checkpoint(target, CONFIG, RandomWeights(CONFIG, 2))
+    assert files_under(target) == before
+    assert list(tmp_path.iterdir()) == [target]
+    shutil.copytree(target, moved)
+    write_checkpoint(target, CONFIG, RandomWeights(CONFIG, 2), overwrite=True)
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_targets_that_cannot_be(tmp_path: Path, weights: RandomWeights) -> None:

@@ -1,6 +1,7 @@
 """`ossia init`: a random checkpoint of any gpt-oss shape, for benchmarks and capacity planning."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ _OVERRIDES = {
 }
 """Option → field of ModelConfig, and its help."""
 
+_MOST_SEED = 2**63 - 1
 _TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What may lie beside a vocabulary and goes with it."""
 
@@ -35,16 +37,29 @@ def _with_overrides(command: click.Command) -> click.Command:
     return command
 
 
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 @_with_overrides
 @click.command("init")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="gpt-oss-20b", show_default=True, help="The shape.")
 @click.option("--layout", type=click.Choice(["hf", "original"]), default="hf", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same bytes.")
+@click.option(
+    "--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True, help="The same seed, the same bytes."
+)
 @click.option("--bf16", is_flag=True, help="Store the experts in BF16 instead of MXFP4.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer's file or folder to copy alongside.")
 @click.option(
-    "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="hf layout only."
+    "--max-shard-gb",
+    type=click.FloatRange(min=0.001),
+    callback=_finite,
+    default=5.0,
+    show_default=True,
+    help="hf layout only.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -80,7 +95,7 @@ def init(
             layout=cast(Layout, layout),
             packed=not bf16,
             max_shard_bytes=int(max_shard_gb * 1e9),
-            extra_files=tokenizer_files(tokenizer) if tokenizer else (),
+            extra_files=tokenizer_files(tokenizer) if tokenizer else {},
             overwrite=overwrite,
             progress=report,
         )
@@ -109,15 +124,19 @@ def configured(preset: str, overrides: dict[str, int | None]) -> ModelConfig:
     return replace(PRESETS[preset], **changes)
 
 
-def tokenizer_files(path: Path) -> list[Path]:
-    """The files to copy for the tokenizer at `path`, a file or a folder. Raises TokenizerError if there is none."""
+def tokenizer_files(path: Path) -> dict[str, Path]:
+    """The files to copy for the tokenizer at `path`, a file or a folder, by the names under which a model is found.
+
+    Raises TokenizerError if there is none.
+    """
     from ossia.model.locate import TOKENIZERS, tokenizer_file
 
     if path.is_file():
-        return [path]
+        # The names to which the format is tied; a file of one's own may have another.
+        return {"o200k_base.tiktoken" if path.suffix == ".tiktoken" else "tokenizer.json": path}
     if not path.is_dir():
         raise TokenizerError(f"{path} does not exist: give a tokenizer.json, an o200k_base.tiktoken, or their folder")
     vocabulary = tokenizer_file(path)
     if vocabulary is None:
         raise TokenizerError(f"{path} holds no tokenizer: expected {' or '.join(TOKENIZERS)}")
-    return [vocabulary, *(path / name for name in _TOKENIZER_EXTRAS if (path / name).is_file())]
+    return {each.name: each for each in (vocabulary, *(path / name for name in _TOKENIZER_EXTRAS)) if each.is_file()}

@@ -16,11 +16,11 @@ Report = Callable[[int, int], None]
 @contextmanager
 def byte_progress(title: str) -> Generator[Report]:
     """A function to call with bytes done and bytes in all, as often as one likes."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)  # A title may name a folder: it is no markup.
     if not console.is_terminal:
         yield _plain_lines(title, console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -4,7 +4,6 @@ import base64
 import binascii
 import codecs
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any, Self
 import tiktoken
 
 from ossia.errors import TokenizerError
+from ossia.files import parse_json
 
 HARMONY_SPECIALS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
 
+_MOST_ID = 2**31 - 1
 NUM_O200K_RANKS = 199_998
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 O200K_PATTERN = "|".join(
@@ -174,10 +175,6 @@ class Tokenizer:
         """Whether `token` is an id of this vocabulary; models often have a few more rows than it has ids."""
         return token in self._ids
 
-    def is_special(self, token: int) -> bool:
-        """Whether `token` is a special id."""
-        return token in self.special_ids
-
 
 class IncrementalDecoder:
     """Decodes ids one at a time, holding back bytes until they make whole characters.
@@ -226,12 +223,9 @@ def _o200k_ranks(data: bytes, path: Path) -> dict[bytes, int]:
 
 def _read_tokenizer_json(data: bytes, path: Path) -> tuple[dict[bytes, int], str, dict[str, int]]:
     """Ranks, pattern and special tokens of a file of the Hugging Face `tokenizers` library, byte-level BPE only."""
+    raw = parse_json(data, str(path), TokenizerError)
     try:
-        raw = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not valid JSON ({_one_line(error)}); copy the file again") from None
-    try:
-        special = {str(entry["content"]): int(entry["id"]) for entry in raw.get("added_tokens") or ()}
+        special = {str(entry["content"]): _token_id(entry["id"]) for entry in raw.get("added_tokens") or ()}
         model = raw["model"]
         kind = model.get("type", "BPE")
         if kind != "BPE":
@@ -242,7 +236,7 @@ def _read_tokenizer_json(data: bytes, path: Path) -> tuple[dict[bytes, int], str
         if raw.get("normalizer"):
             raise TokenizerError(f"{path}: normalizer is set; gpt-oss's tokenizer has none and keeps every byte")
         pattern = _pattern(raw["pre_tokenizer"], path)
-        vocab: dict[str, int] = {token: int(number) for token, number in model["vocab"].items() if token not in special}
+        vocab = {token: _token_id(number) for token, number in model["vocab"].items() if token not in special}
         ranks = {_token_bytes(token, path): number for token, number in vocab.items()}
         _check_merges(model["merges"], vocab, path)
     except KeyError as error:
@@ -253,6 +247,12 @@ def _read_tokenizer_json(data: bytes, path: Path) -> tuple[dict[bytes, int], str
     if len(ranks) == NUM_O200K_RANKS and special.items() <= GPT_OSS_SPECIALS.items():
         special = dict(GPT_OSS_SPECIALS)
     return ranks, pattern, special
+
+
+def _token_id(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_ID:
+        raise ValueError(f"a token has the id {value!r}; give whole numbers from 0 to {_MOST_ID}")
+    return value
 
 
 def _pattern(pre_tokenizer: Any, path: Path) -> str:

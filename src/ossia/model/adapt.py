@@ -13,6 +13,7 @@ from ossia.config import ModelConfig
 from ossia.errors import CheckpointError
 from ossia.kernels import Kernels
 from ossia.kernels.mxfp4 import NAN_SCALE, dequantize
+from ossia.model.checkpoint import compare_names
 from ossia.model.experts import DenseExperts, Experts, Mxfp4Experts
 from ossia.model.transformer import MixtureOfExperts, Transformer
 
@@ -62,11 +63,7 @@ def fill(
         if isinstance(slot, nn.Parameter):
             value = nn.Parameter(value, requires_grad=False)
         setattr(owner, attribute, value)
-    if slots or unused:
-        raise CheckpointError(
-            f"model and tensors do not match: parameters without a tensor: {_listed(slots)}; "
-            f"tensors without a parameter: {_listed(unused)}"
-        )
+    compare_names("the tensors are not those that the model needs", slots, unused)
     return model.eval()
 
 
@@ -87,9 +84,3 @@ def _slots(model: nn.Module) -> Iterable[tuple[str, tuple[Tensor, nn.Module, str
     for prefix, module in model.named_modules():
         for attribute, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             yield (f"{prefix}.{attribute}" if prefix else attribute), (value, module, attribute)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    shown = ", ".join(names[:5]) or "none"
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

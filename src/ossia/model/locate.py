@@ -4,8 +4,7 @@ Nothing here searches folders recursively: a published repository holds the same
 `metal/`), and is loaded once.
 """
 
-import contextlib
-import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 from ossia.config import Layout
 from ossia.errors import CheckpointError
+from ossia.files import read_json
 
 DEMO = "demo"
 """The name of the bundled model."""
@@ -53,13 +53,16 @@ def resolve_model(name: str | Path) -> Path:
                 f"the bundled model is not in {demo_folder()}: install ossia with its weights, or name a model folder"
             )
         return demo_folder()
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112 - of a name that no file can have, Path.is_dir raises.
         return Path(name)
-    if Path(name).exists():
+    if os.path.exists(name):  # noqa: PTH110 - likewise.
         raise CheckpointError(f"{name} is a file: name the folder that holds the model")
-    if isinstance(name, str) and _HUB_ID.fullmatch(name):
-        return _downloaded(name)
-    raise CheckpointError(f"{name} is no folder: give 'demo', a model folder, or a hub id such as openai/gpt-oss-20b")
+    folder = _downloaded(name) if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
+    if folder is None:
+        raise CheckpointError(
+            f"{name} is no folder: give 'demo', a model folder, or a hub id such as openai/gpt-oss-20b"
+        )
+    return folder
 
 
 def model_folder(folder: Path) -> Path:
@@ -96,10 +99,7 @@ def shard_files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | Non
             raise CheckpointError(
                 f"{folder} holds {len(families)} models ({', '.join(families)}): keep one, or add {INDEX}"
             )
-    # A stray shard of the same family, or a second model beside the index, would be dropped in silence.
-    ours = {_family(name) for name in names} | {Path(SINGLE).stem}
-    strays = [name for name in present if name not in names and _family(name) in ours]
-    if strays:
+    if strays := [name for name in present if name not in names]:  # They would be dropped in silence.
         raise CheckpointError(
             f"{folder} holds two models: {', '.join(strays[:3])} beside {', '.join(names[:3])}: remove one of them"
         )
@@ -123,13 +123,7 @@ def _family(name: str) -> str:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    weight_map: Any = cast(dict[str, Any], raw).get("weight_map") if isinstance(raw, dict) else None
+    weight_map: Any = read_json(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no weight_map from tensor names to files")
     entries = cast(dict[str, Any], weight_map)
@@ -142,15 +136,20 @@ def _read_index(path: Path) -> dict[str, str]:
     return entries
 
 
-def _downloaded(repository: str) -> Path:
+def _downloaded(repository: str) -> Path | None:
+    """Where the hub's library keeps it; None if it can be no repository. Raises CheckpointError if it is not there."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     for allow, ignore in HUB_PATTERNS.values():
-        with contextlib.suppress(LocalEntryNotFoundError):
+        try:
             return Path(
                 snapshot_download(repository, local_files_only=True, allow_patterns=allow, ignore_patterns=ignore)
             )
+        except HFValidationError:
+            return None
+        except LocalEntryNotFoundError:
+            continue
     raise CheckpointError(
         f"{repository} is no folder, and not downloaded or not wholly: run `ossia pull {repository}` first"
     )

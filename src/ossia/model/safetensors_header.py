@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from ossia.errors import CheckpointError
+from ossia.files import parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -80,7 +81,8 @@ def read_header(path: Path) -> Header:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    entries = _parse(path, text)
+    entries: dict[str, Any] = parse_json(text, f"{path}: the header", CheckpointError)
+    entries.pop("__metadata__", None)
     return _checked(path, entries, start=_LENGTH_BYTES + length, size=size)
 
 
@@ -99,25 +101,6 @@ def encode_header(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
-
-
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise CheckpointError(f"{path}: the header lists {twice} twice: fetch the file again")
-        return dict(pairs)
-
-    try:
-        entries = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: the header is not JSON: not a safetensors file, or a damaged one") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object: not a safetensors file, or a damaged one")
-    entries = cast(dict[str, Any], entries)
-    entries.pop("__metadata__", None)
-    return entries
 
 
 def _checked(path: Path, entries: dict[str, Any], *, start: int, size: int) -> Header:

@@ -1,7 +1,8 @@
 """Writing a checkpoint of either published layout: streamed, whole or not at all, and read back before it counts.
 
 Tensors are asked for one at a time and in file order, so that memory stays at the largest of them; experts are
-converted one by one. Everything goes into a hidden folder beside the target, which is renamed at the very end.
+converted one by one. Everything goes into a hidden folder beside the target, which is renamed at the very end. Only a
+process that is killed outright leaves that folder; the next one to write the same target removes it.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 
 from ossia.config import Layout, ModelConfig
 from ossia.errors import CheckpointError, StorageError
+from ossia.files import hidden, leftovers
 from ossia.kernels import mxfp4
 from ossia.model.checkpoint import Checkpoint, compare_names, open_checkpoint
 from ossia.model.layouts import BF16_OR_F32, Stored, parameter_shapes, stored_tensors
@@ -57,7 +59,7 @@ def write_checkpoint(
     layout: Layout = "hf",
     packed: bool | None = None,
     max_shard_bytes: int = 5_000_000_000,
-    extra_files: Sequence[Path] = (),
+    extra_files: Sequence[Path] | Mapping[str, Path] = (),
     generation_config: Mapping[str, Any] | None = None,
     scale_rule: mxfp4.ScaleRule = "ceil",
     overwrite: bool = False,
@@ -68,30 +70,36 @@ def write_checkpoint(
     `tensors` holds exactly the parameters of `config`, experts packed or dense; `packed` says how to store the experts
     (default: as the configuration says), and each is converted where the two differ. Floating-point tensors are stored
     in BF16; norm scales and sinks that come in float32 stay so. The original layout is one file; the other is cut into
-    shards of at most `max_shard_bytes` (a larger tensor has a shard of its own). `extra_files` are copied beside them.
+    shards of at most `max_shard_bytes` (a larger tensor has a shard of its own). `extra_files` are copied beside them,
+    under their own names or those that a mapping gives.
     `generation_config` goes with the hf layout (default: the published one, where the vocabulary holds its ids).
     `progress(done, total)` counts bytes, half a byte when it is written and half when it is read back.
 
     Raises StorageError if the target exists and is not empty (unless `overwrite`, and then only if a checkpoint is all
     it holds), if the disk is full or refuses, or if what is read back differs; CheckpointError if `tensors` does not
     fit `config`. In every case nothing is left behind and an old target is untouched.
+
+    Overwriting takes two renames: the old target moves aside to `.NAME.replaced-PID`, the new one takes its place. A
+    process killed just between leaves none under the name; the next write of the same target puts the old one back.
     """
     target = Path(folder).absolute()
+    extras = extra_files if isinstance(extra_files, Mapping) else {path.name: path for path in extra_files}
     packed = config.mxfp4_experts if packed is None else packed
     config = replace(config, mxfp4_experts=packed)
     config_json = config.to_json(layout)
     conversion = _Conversion(config=config, tensors=tensors, scale_rule=scale_rule)
     plan = [(stored, conversion.spec(stored)) for stored in stored_tensors(config, layout, packed=packed)]
     total = sum(spec.num_bytes for _, spec in plan)
-    _check_target(target, overwrite)
-    for path in extra_files:
-        if not path.is_file():
-            raise StorageError(f"{path}: is no file to copy beside the checkpoint")
-    _check_space(target, total + sum(path.stat().st_size for path in extra_files) + _SPARE_BYTES)
     shards = _shards(plan, max_shard_bytes) if layout == "hf" else {SINGLE: plan}
     step = _Counter(total=total, report=progress)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = hidden(target, "partial")
     try:
+        _clear_leftovers(target)
+        _check_target(target, overwrite)
+        for path in extras.values():
+            if not path.is_file():
+                raise StorageError(f"{path}: is no file to copy beside the checkpoint")
+        _check_space(target, total + sum(path.stat().st_size for path in extras.values()) + _SPARE_BYTES)
         partial.mkdir()
         checksums: dict[str, int] = {}
         for name, shard in shards.items():
@@ -105,8 +113,8 @@ def write_checkpoint(
         if len(shards) > 1:
             weight_map = {stored.name: name for name, shard in shards.items() for stored, _ in shard}
             _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        for path in extra_files:
-            _copy(path, partial / path.name)
+        for name, path in extras.items():
+            _copy(path, partial / name)
         _read_back(partial, {stored.name: spec for stored, spec in plan}, checksums, step)
         _sync_folder(partial)
         _move_into_place(partial, target)
@@ -220,6 +228,15 @@ class _Counter:
             self.report(self.done // 2, self.total)
 
 
+def _clear_leftovers(target: Path) -> None:
+    """What killed processes left: a checkpoint moved aside comes back unless its successor is there; the rest goes."""
+    for moved in leftovers(target, "replaced"):
+        if not target.exists():
+            moved.rename(target)
+    for left in [*leftovers(target, "replaced"), *leftovers(target, "partial")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise StorageError(f"{target.parent} does not exist: create it first")
@@ -323,7 +340,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    old = hidden(target, "replaced")
     if target.exists():
         target.rename(old)
     try:
@@ -334,4 +351,4 @@ def _move_into_place(partial: Path, target: Path) -> None:
         raise
     _sync_folder(target.parent)
     if old.exists():
-        shutil.rmtree(old)
+        old.rename(partial)  # The caller deletes that; half deleted, it must not look like one to put back.
