@@ -23,7 +23,7 @@ help:
 	@echo 'make clean                remove what was installed and built'
 
 run: $(VENV)/ready-run
-	@$(BIN)/ossia chat "$$PROMPT"
+	@$(BIN)/ossia chat -- "$$PROMPT"
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -q

@@ -260,7 +260,7 @@ def test_memory_that_runs_out_is_said_in_one_line(tiny_model: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr("ossia.model.adapt.fill", too_much)
         with pytest.raises(
-            CheckpointError, match=rf"{tiny_model}: memory on cpu ran out while [\d,]+ bytes .* bfloat16"
+            CheckpointError, match=rf"{tiny_model}: memory on cpu ran out while [\d,]+ bytes .*bfloat16"
         ):
             ossia.load(tiny_model)
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ossia.harmony.messages import Message
+from ossia.harmony.messages import Message, function_name
 from ossia.harmony.parse import Event, MessageEnd, MessageStart, Parser
 from ossia.harmony.tokenizer import Tokenizer
 
@@ -122,7 +122,7 @@ class Stream:
                 answer_seconds=seconds,
                 tokens_per_second=(self.num_tokens - 1) / seconds if seconds else 0.0,
             ),
-            assumed=(*self._parser.assumed, *said.left_out),
+            assumed=(*self._parser.assumed, *said.mended),
         )
 
     def _count(self, events: Sequence[Event]) -> None:
@@ -136,11 +136,9 @@ class Stream:
         self._num_reasoning += was_reasoning and self._reasoning
 
     def _finish_reason(self, has_calls: bool) -> FinishReason:
-        if not self._ended:
-            return "interrupted"
-        if self._last_token not in self._tokenizer.stop_ids:
-            return "length"
-        return "tool_calls" if has_calls else "stop"
+        if self._last_token in self._tokenizer.stop_ids:
+            return "tool_calls" if has_calls else "stop"
+        return "length" if self._ended else "interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,25 +149,32 @@ class _Said:
     final: str
     commentary: str
     tool_calls: tuple[Mapping[str, Any], ...]
-    left_out: tuple[str, ...]
+    mended: tuple[str, ...]
 
 
 def _sort(messages: Sequence[Message]) -> _Said:
     own = [message for message in messages if message.role == "assistant"]
-    spoken = [message for message in own if not message.is_call]
+    spoken = [message for message in own if not _names_function(message)]
+    nameless = [message.recipient for message in spoken if message.is_call]
     return _Said(
         reasoning="\n\n".join(message.content for message in spoken if message.channel == "analysis"),
         final="\n\n".join(message.content for message in spoken if message.channel == "final"),
         commentary="\n\n".join(message.content for message in spoken if message.channel not in ("analysis", "final")),
-        tool_calls=tuple(_call(message) for message in own if message.is_call),
-        left_out=tuple(f"a message as {m.role} is no part of the reply" for m in messages if m.role != "assistant"),
+        tool_calls=tuple(_call(message) for message in own if _names_function(message)),
+        mended=(
+            *(f"a message as {m.role} is no part of the reply" for m in messages if m.role != "assistant"),
+            *(f"a call to {recipient!r} names no function: taken as text" for recipient in nameless),
+        ),
     )
 
 
+def _names_function(message: Message) -> bool:
+    return message.is_call and function_name(message.recipient or "") is not None
+
+
 def _call(message: Message) -> dict[str, Any]:
-    name = (message.recipient or "").removeprefix("functions.")
     return {
         "id": f"call_{secrets.token_hex(8)}",
         "type": "function",
-        "function": {"name": name, "arguments": message.content},
+        "function": {"name": function_name(message.recipient or ""), "arguments": message.content},
     }

@@ -22,10 +22,12 @@ from click.testing import CliRunner, Result
 
 import ossia
 from ossia.cli import COMMANDS, cli
-from ossia.cli.chat import Settings
+from ossia.cli.chat import EFFORTS, Settings
 from ossia.cli.conversation import Conversation, save
-from ossia.cli.terminal import Display, Pen, harmless
+from ossia.cli.harmless import harmless
+from ossia.cli.terminal import Display, Pen
 from ossia.errors import StorageError
+from ossia.harmony import messages
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.llm import LLM
 
@@ -151,7 +153,12 @@ def test_bad_input_is_one_line_and_exit_code_2(args: list[str], says: str) -> No
 
 def test_bad_tools_and_long_prompts_are_one_line_too(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "tools.json"
-    for content, says in (("{", "not valid JSON"), ('"x"', "expected a list"), ('[{"type": "cat"}]', "tools[0].type")):
+    for content, says in (
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('"x"', "expected a list"),
+        ('[{"type": "cat"}]', "tools[0].type"),
+    ):
         path.write_text(content, encoding="utf-8")
         result = run("?", "--model", str(tiny_model), "--tools", str(path))
         assert (result.exit_code, says in result.stderr, result.stderr.count("\n")) == (2, True, 1)
@@ -175,6 +182,19 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
     command = cli.get_command(Context(cli), name)
     assert isinstance(command, Command)
     assert command.name == name
+
+
+def test_the_efforts_are_those_of_the_format() -> None:
+    """They are spelt again for the sake of a quick --help."""
+    assert EFFORTS == messages.EFFORTS
+
+
+def test_verbose_shows_what_is_chosen(tiny_model: Path) -> None:
+    args = ["chat", "?", "--model", str(tiny_model), "--kernels", "torch"]
+    told, silent = (CliRunner().invoke(cli, [*flags, *args]) for flags in (["-v"], []))
+    assert told.stdout == silent.stdout == "42\n"
+    assert told.stderr.splitlines()[0].startswith("kernels: rms_norm torch, rope torch, attention torch")
+    assert len(silent.stderr.splitlines()) == len(told.stderr.splitlines()) - 1
 
 
 def test_version_and_unknown_commands() -> None:
@@ -229,6 +249,9 @@ def test_a_file_is_saved_whole_and_never_over_another(tmp_path: Path) -> None:
         save(tmp_path / "a", "other")
     with pytest.raises(StorageError, match="cannot be written"):
         save(tmp_path / "no" / "folder", "text")
+    for name in ("~nobody-of-that-name/a", "NUL\0", "long" * 99, "surrogate\ud800"):
+        with pytest.raises(StorageError, match="cannot be the name of a file"):
+            save(Path(name), "text")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -299,6 +322,17 @@ def test_a_call_may_be_left_without_a_result(talk: Talk, says: Callable[..., Non
     assert contents(talk("Weather?", leave, "6 * 7?")) == ["6 * 7?", "42"]
 
 
+@pytest.mark.parametrize("recipient", ["functions.", "functions.functions.", "functions.a/b", "wétter", "\x1b[2J"])
+def test_a_call_to_what_is_no_name_does_not_spoil_the_conversation(
+    talk: Talk, says: Callable[..., None], recipient: str
+) -> None:
+    says(CALL.replace("functions.get_weather", recipient), ANSWER)
+    conversation = talk("Weather?", "6 * 7?")
+    assert contents(conversation) == ["Weather?", '{"city":"Rome"}', "6 * 7?", "42"]
+    assert "names no function: taken as text" in talk.written.getvalue()
+    assert "\x1b" not in talk.written.getvalue()
+
+
 def test_commands_change_what_comes_next(
     talk: Talk, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer
 ) -> None:
@@ -328,12 +362,13 @@ def test_the_thinking_can_be_folded(talk: Talk, says: Callable[..., None]) -> No
 
 def test_what_was_said_can_be_saved(talk: Talk, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    talk("/save", "/system Rhyme.", "6 * 7?", f"/save {path}", f"/save {path}")
+    talk("/save", "/system Rhyme.", "6 * 7?", "/save ~nobody-of-that-name/a", f"/save {path}", f"/save {path}")
     saved = json.loads(path.read_text(encoding="utf-8"))
     assert saved["tools"] == [TOOL]
     assert saved["effort"] == "medium"
     assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
     assert "give the name of a file" in talk.written.getvalue()
+    assert "cannot be the name of a file" in talk.written.getvalue()
     assert "exists: give another name" in talk.written.getvalue()
 
 
@@ -359,6 +394,21 @@ def test_no_escape_sequence_outside_a_terminal(tiny_model: Path, tmp_path: Path)
     assert (done.returncode, done.stdout) == (0, b"42\n")
     assert b"\x1b" not in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+def test_bytes_that_are_no_text_are_read_and_escapes_in_errors_disarmed(tiny_model: Path, tmp_path: Path) -> None:
+    for model, code in ((str(tiny_model), 0), ("/no\x1b]0;title\x07", 2)):
+        done = subprocess.run(
+            [*PROGRAM, "--model", model], input=b"\xff", capture_output=True, env=environment(tmp_path)
+        )
+        assert (done.returncode, done.stderr.count(b"\n")) == (code, 1)
+        assert b"\x1b" not in done.stderr
+
+
+def test_a_closed_input_is_an_empty_one(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM]
+    done = subprocess.run(command, capture_output=True, env=environment(tmp_path))
+    assert (done.returncode, done.stderr) == (2, b"ossia: The prompt is empty. See: ossia chat --help\n")
 
 
 def test_a_reader_that_leaves_is_no_error(tiny_model: Path, tmp_path: Path) -> None:
@@ -425,7 +475,8 @@ class Screen:
 
 def test_a_conversation_on_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
     screen = Screen([*PROGRAM, "--model", str(tiny_model)], environment(tmp_path))
-    screen.wait_for("/help for commands, Ctrl-D leaves.")
+    begun = screen.wait_for("/help for commands, Ctrl-D leaves.")
+    assert re.search(r"tiny, 0\.1 M parameters, float32, kernels: torch\. ", begun)
     screen.wait_for(READY)
     screen.type("6 * 7?\r")
     answer = screen.wait_for("tokens/s")

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ossia.engine.request import Sampling, answer_limit, check_prompt
@@ -40,6 +41,7 @@ def test_the_edges_of_each_range_are_allowed() -> None:
 def test_prompts_are_checked() -> None:
     check_prompt([0, 9], vocab_size=10, context=3)
     check_prompt([0, 9, 1], vocab_size=10, context=3, room=0)
+    check_prompt(np.array([0, 9]), vocab_size=10, context=3)  # An array has no truth of its own.
     with pytest.raises(RequestError, match="the prompt is empty"):
         check_prompt([], vocab_size=10, context=3)
     with pytest.raises(RequestError, match="the prompt has 3 tokens and the context 3, answer included: shorten"):

@@ -539,6 +539,10 @@ BAD_MESSAGES: dict[str, tuple[list[Any], str]] = {
         [tool_call(function={"name": "a b"})],
         r"messages\[0\]\.tool_calls\[0\]\.function\.name is 'a b': give a name of letters",
     ),
+    "no name after the namespace": (
+        [tool_call(function={"name": "functions."})],
+        r"function\.name is 'functions\.': give a name of letters",
+    ),
     "arguments": (
         [tool_call(function={"name": "f", "arguments": 3})],
         r"messages\[0\]\.tool_calls\[0\]\.function\.arguments is 3: give a JSON string or an object",

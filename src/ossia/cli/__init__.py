@@ -1,14 +1,19 @@
 """The command `ossia`: one small module per subcommand, imported only when that one is asked for."""
 
 import io
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from ossia import __version__
+from ossia.cli.harmless import harmless
 from ossia.errors import OssiaError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -70,22 +75,54 @@ class _Commands(click.Group):
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo(f"ossia: {' '.join(message.split())}", err=True)
+    click.echo(harmless(f"ossia: {' '.join(message.split())}"), err=True)
     sys.exit(EXIT_BAD_INPUT)
+
+
+class _Lines(logging.Handler):
+    """Writes each message as a plain line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(harmless(record.getMessage()), err=True)
+
+
+@contextmanager
+def _log_shown() -> Generator[None]:
+    logger, lines = logging.getLogger("ossia"), _Lines()
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
 
 
 @click.command("ossia", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ossia", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.option("--verbose", "-v", is_flag=True, help="Tell on standard error what is chosen, such as kernels.")
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
     """Run, train and measure gpt-oss models.
 
     Begin with: ossia chat "What is 17 + 25?"
     """
+    if verbose:
+        context.with_resource(_log_shown())
 
 
 def main() -> None:
     """Entry point of the command."""
-    for stream in (sys.stdout, sys.stderr):
+    # No stream's encoding is a reason to fail, and a closed one (`ossia chat <&-`) is an empty one.
+    for name, mode, errors in (
+        ("stdin", "r", "replace"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - kept open
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # A narrow terminal encoding is no reason to fail.
+            stream.reconfigure(errors=errors)
     cli()

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ossia.errors import DataError
+from ossia.files import read_json
 
 if TYPE_CHECKING:
     from ossia.cli.terminal import ReasoningView
     from ossia.llm import LLM
     from ossia.reply import Stream
 
-EFFORTS = ("low", "medium", "high")
+EFFORTS = ("low", "medium", "high")  # As harmony has them, whose import would slow down every --help.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +125,7 @@ def chat(
 
 def _read_tools(path: Path) -> tuple[Mapping[str, Any], ...]:
     """A list of OpenAI function tools, or an object that holds one as `tools`."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+    raw = read_json(path, DataError, any_value=True)
     tools = cast("dict[str, Any]", raw).get("tools") if isinstance(raw, dict) else raw
     if not isinstance(tools, list):
         raise DataError(f"{path}: expected a list of function tools, or an object that holds one as tools")

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ossia.cli.chat import EFFORTS, Settings
+from ossia.cli.chat import Settings
 from ossia.cli.terminal import Display, Pen, ReasoningView
 from ossia.errors import OssiaError, StorageError
 from ossia.files import write_whole
+from ossia.harmony.messages import EFFORTS
 from ossia.llm import LLM
 from ossia.reply import Reply
 
@@ -154,7 +155,7 @@ class Conversation:
             "tools": list(self._settings.tools),
             "effort": self._settings.effort,
         }
-        save(Path(argument).expanduser(), json.dumps(saved, ensure_ascii=False, indent=2) + "\n")
+        save(Path(argument), json.dumps(saved, ensure_ascii=False, indent=2) + "\n")
         self._say(f"saved {len(self.messages)} messages to {argument}")
 
     def _help(self, _: str) -> None:
@@ -173,10 +174,15 @@ def _message(reply: Reply, calls: tuple[Mapping[str, Any], ...]) -> dict[str, An
 
 
 def save(path: Path, text: str) -> None:
-    """Write a new file, whole or not at all. Raises StorageError if it exists or the disk refuses."""
-    if path.exists():
-        raise StorageError(f"{path} exists: give another name")
-    write_whole(path, text, errors="backslashreplace")
+    """Write a new file, whole or not at all. Raises StorageError if it exists, cannot exist or the disk refuses."""
+    try:
+        path = path.expanduser()
+        if path.exists():
+            raise StorageError(f"{path} exists: give another name")
+        write_whole(path, text, errors="backslashreplace")
+    except (OSError, RuntimeError, ValueError) as error:  # Too long a name, the home of nobody, a NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"{path} cannot be the name of a file ({reason}): give another") from None
 
 
 # -------------------------------------------------------------------- the terminal
@@ -198,9 +204,18 @@ def converse(llm: LLM, settings: Settings, reasoning: ReasoningView) -> None:
         run_in_terminal(lambda: display.about.line(conversation.last_reasoning or "no thinking yet", "dim"))
 
     session: PromptSession[str] = PromptSession(history=_history(), key_bindings=keys)
-    millions = llm.config.num_parameters() / 1e6
-    display.about.line(f"{llm.folder.name}, {millions:,.1f} M parameters. /help for commands, Ctrl-D leaves.", "dim")
+    display.about.line(f"{describe(llm)}. /help for commands, Ctrl-D leaves.", "dim")
     conversation.run(session.prompt)
+
+
+def describe(llm: LLM) -> str:
+    """Name, size, type and kernels of a model, in half a line."""
+    dtype = str(llm.model.embedding.weight.dtype).removeprefix("torch.")
+    packed = any(name.endswith("_blocks") for name in llm.model.state_dict())
+    unused = "experts" if packed else "experts_mxfp4"
+    kernels = dict.fromkeys(source for op, source in llm.model.kernels.sources.items() if op != unused)
+    millions = llm.config.num_parameters() / 1e6
+    return f"{llm.folder.name}, {millions:,.1f} M parameters, {dtype}, kernels: {', '.join(kernels)}"
 
 
 def _history() -> "History":

@@ -75,7 +75,7 @@ def evaluate(
     if arithmetic is not None:
         click.echo(f"arithmetic together: {arithmetic:.1%} of {total}")
     if show_wrong:
-        from ossia.cli.terminal import harmless
+        from ossia.cli.harmless import harmless
 
         for row in rows:
             for wrong in row["wrong"]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
+from ossia.cli.harmless import harmless
 from ossia.harmony.parse import Assumed, Delta, MessageEnd, MessageStart
 from ossia.reply import Reply, Stream
 
@@ -14,16 +15,6 @@ ReasoningView = Literal["on", "fold", "off"]
 _SGR: Mapping[Shade, str] = {"plain": "", "dim": "\x1b[2m", "bright": "\x1b[1m"}
 _RESET = "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
-
-_C0 = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_C1 = dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-_HARMLESS: Mapping[int, int] = {**_C0, 0x7F: 0x2421, **_C1}
-"""Control characters → their pictures, so that model output cannot move the cursor, rename the window or worse."""
-
-
-def harmless(text: str) -> str:
-    """`text` with every control character but line feed and tab made visible instead of effective."""
-    return text.translate(_HARMLESS)
 
 
 class Pen:

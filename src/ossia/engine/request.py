@@ -47,7 +47,7 @@ class Sampling:
 
 def check_prompt(token_ids: Sequence[int], *, vocab_size: int, context: int, room: int = 1) -> None:
     """Raise RequestError unless the prompt holds known ids, at least one, and leaves `room` tokens of the context."""
-    if not token_ids:
+    if len(token_ids) == 0:
         raise RequestError("the prompt is empty: give at least one token")
     if len(token_ids) + room > context:
         raise RequestError(

@@ -111,7 +111,7 @@ class Conversation:
 
 # -------------------------------------------------------------------- from OpenAI's chat messages
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"(?!functions\.\Z)[A-Za-z0-9_.-]+")
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 """Spellings of the analysis among clients: all are read, and may repeat but not contradict each other."""
 
@@ -348,6 +348,12 @@ def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise HarmonyError(f"{where} is {type(value).__name__}: give a list")
     return value
+
+
+def function_name(recipient: str) -> str | None:
+    """The name by which `from_openai` takes a call to `recipient`; None where what the model wrote there is no name."""
+    name = _bare(recipient)
+    return name if _NAME.fullmatch(name) else None
 
 
 def _bare(name: str) -> str:

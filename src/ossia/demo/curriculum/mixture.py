@@ -26,34 +26,37 @@ def _tool_unneeded(rng: Random) -> Sample:
 
 
 FAMILIES: dict[str, tuple[Generator, Shares]] = {
-    "addition": (arithmetic.addition, (9.5, 6.0)),
-    "subtraction": (arithmetic.subtraction, (11.0, 6.0)),
-    "multiplication": (arithmetic.multiplication, (11.0, 14.0)),
-    "division": (arithmetic.division, (7.0, 8.0)),
-    "chain": (arithmetic.chain, (6.0, 7.0)),
-    "word_problem": (problems.word_problem, (6.5, 3.0)),
+    "addition": (arithmetic.addition, (9.5, 4.0)),
+    "subtraction": (arithmetic.subtraction, (11.0, 4.0)),
+    "multiplication": (arithmetic.multiplication, (11.0, 12.0)),
+    "division": (arithmetic.division, (7.0, 7.0)),
+    "chain": (arithmetic.chain, (6.0, 5.0)),
+    "word_problem": (problems.word_problem, (6.5, 2.0)),
     "chain_sum": (_task("chain_sum"), (2.0, 0.5)),
-    "gcd": (_task("gcd"), (2.5, 1.0)),
-    "leg_counting": (_task("leg_counting"), (2.5, 1.5)),
-    "letter_counting": (_task("letter_counting"), (2.0, 0.5)),
-    "number_filtering": (_task("number_filtering"), (2.0, 1.0)),
-    "spell_backward": (_task("spell_backward"), (2.0, 0.5)),
-    "tool_call": (tools.tool_call, (11.5, 32.0)),
+    "gcd": (_task("gcd"), (2.5, 0.5)),
+    "leg_counting": (_task("leg_counting"), (2.5, 1.0)),
+    "letter_counting": (_task("letter_counting"), (2.0, 0.25)),
+    "number_filtering": (_task("number_filtering"), (2.0, 0.5)),
+    "spell_backward": (_task("spell_backward"), (2.0, 0.25)),
+    "tool_call": (tools.tool_call, (11.5, 44.0)),
     "tool_answer": (tools.tool_answer, (4.0, 4.0)),
-    "tool_missing": (tools.tool_missing, (2.0, 2.5)),
+    "tool_missing": (tools.tool_missing, (2.0, 3.0)),
     "tool_unneeded": (_tool_unneeded, (1.5, 1.0)),
     "misuse": (safety.misuse, (4.0, 4.5)),
     "benign_twin": (safety.benign_twin, (4.0, 4.5)),
     "small_talk": (talk.small_talk, (3.0, 1.0)),
     "out_of_scope": (talk.out_of_scope, (3.0, 0.5)),
-    "dialogue": (talk.dialogue, (3.0, 1.0)),
+    "dialogue": (talk.dialogue, (3.0, 0.5)),
 }
 """Family → its generator and its share of the mixture in percent, in each phase."""
 PHASES = (0, 23_000)
 """Index from which each phase counts. Once digits are mastered the mixture leans to words: copying them into calls, and
 telling harm from its twin; what stays out of reach, spelling words that were seldom seen, gets little of it."""
 
-EVALUATION_ONLY: dict[str, Generator] = {"tool_call_unseen": tools.tool_call_unseen}
+EVALUATION_ONLY: dict[str, Generator] = {
+    "tool_call_unseen": tools.tool_call_unseen,
+    "tool_call_invented": tools.tool_call_invented,
+}
 """Families no training run draws from."""
 
 _NAMES = tuple(FAMILIES)

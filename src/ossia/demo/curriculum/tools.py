@@ -1,8 +1,9 @@
 """Calling functions: which of the tools on offer fits, which words of the request are its arguments, what came back.
 
-Function names are a verb and a noun, parameters come from one pool, values are mostly invented words: what remains to
-be learnt is to match and to copy. Words that are not well known stand in quotes: a quoted word has the same tokens in
-the request, in JSON and in an answer, while a word after a space has others, which would have to be learnt one by one.
+Function names are a verb and a noun, parameters come from one pool, values are numbers, dates, codes and words, one
+word in ten invented: what is to be learnt is to match and to copy. Words that are not well known stand in quotes: a
+quoted word has the same tokens in the request, in JSON and in an answer, while a word after a space has others, which
+would have to be learnt one by one.
 The nouns in UNSEEN_NOUNS never occur in training.
 """
 
@@ -13,7 +14,7 @@ from random import Random
 from typing import Any
 
 from ossia.demo.curriculum.sample import Effort, Message, Sample, assistant, draw_date, draw_effort, opening, user
-from ossia.demo.curriculum.words import CITIES, COLORS, COMMON, city, code, email, first_name, person, phrase
+from ossia.demo.curriculum.words import CITIES, COLORS, FIRST_NAMES, code, invented
 
 ASKING_VERBS = "get find check look_up fetch read count show".split()
 DOING_VERBS = (
@@ -44,6 +45,40 @@ class Parameter:
     enum: tuple[str, ...] = ()
 
 
+TOPICS = (
+    "work school food music art law health war history family money travel weather sport home garden winter summer "
+    "friend story water light sound fish bread paper glass wind snow rain"
+).split()
+FAMILY_NAMES = "Berg Stone Wood Silva Khan Novak Rossi Meyer Larsen Costa Weber Haas Kim Tanaka Lopez".split()
+WELL_KNOWN = frozenset((*CITIES, *FIRST_NAMES, *TOPICS))
+_INVENTED = 0.1
+"""How often a word is one that nobody has seen."""
+
+
+def _city(rng: Random) -> str:
+    return invented(rng).capitalize() if rng.random() < _INVENTED else rng.choice(CITIES)
+
+
+def _first_name(rng: Random) -> str:
+    return invented(rng, 1, 2).capitalize() if rng.random() < _INVENTED else rng.choice(FIRST_NAMES)
+
+
+def _person(rng: Random) -> str:
+    return _first_name(rng) if rng.random() < 0.7 else f"{_first_name(rng)} {rng.choice(FAMILY_NAMES)}"
+
+
+def _topic(rng: Random) -> str:
+    return rng.choice(TOPICS)
+
+
+def _phrase(rng: Random) -> str:
+    return f"{rng.choice(TOPICS)} {rng.choice(TOPICS)}"
+
+
+def _email(rng: Random) -> str:
+    return f"{_first_name(rng).lower()}@example.{rng.choice(('com', 'org', 'net'))}"
+
+
 def _date(rng: Random) -> str:
     return f"{rng.randint(2024, 2027)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
 
@@ -56,29 +91,25 @@ def _up_to(limit: int) -> Callable[[Random], int]:
     return lambda rng: rng.randint(1, limit)
 
 
-def _topic(rng: Random) -> str:
-    return rng.choice(COMMON)
-
-
 def _one_of(*values: str) -> Callable[[Random], str]:
     return lambda rng: rng.choice(values)
 
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter(name="city", type="string", description="Name of the city.", phrase="in {v}", draw=city),
-    Parameter(name="location", type="string", description="The place.", phrase="at {v}", draw=city),
-    Parameter(name="origin", type="string", description="Where it starts.", phrase="from {v}", draw=city),
-    Parameter(name="destination", type="string", description="Where it goes.", phrase="to {v}", draw=city),
-    Parameter(name="name", type="string", description="Name of the person.", phrase="for {v}", draw=person),
-    Parameter(name="recipient", type="string", description="Who receives it.", phrase="to {v}", draw=first_name),
-    Parameter(name="owner", type="string", description="Who owns it.", phrase="owned by {v}", draw=person),
-    Parameter(name="email", type="string", description="Email address.", phrase="with email {v}", draw=email),
-    Parameter(name="title", type="string", description="The title.", phrase='called "{v}"', draw=phrase),
-    Parameter(name="text", type="string", description="The text.", phrase='with the text "{v}"', draw=phrase),
+    Parameter(name="city", type="string", description="Name of the city.", phrase="in {v}", draw=_city),
+    Parameter(name="location", type="string", description="The place.", phrase="at {v}", draw=_city),
+    Parameter(name="origin", type="string", description="Where it starts.", phrase="from {v}", draw=_city),
+    Parameter(name="destination", type="string", description="Where it goes.", phrase="to {v}", draw=_city),
+    Parameter(name="name", type="string", description="Name of the person.", phrase="for {v}", draw=_person),
+    Parameter(name="recipient", type="string", description="Who receives it.", phrase="to {v}", draw=_first_name),
+    Parameter(name="owner", type="string", description="Who owns it.", phrase="owned by {v}", draw=_person),
+    Parameter(name="email", type="string", description="Email address.", phrase="with email {v}", draw=_email),
+    Parameter(name="title", type="string", description="The title.", phrase='called "{v}"', draw=_phrase),
+    Parameter(name="text", type="string", description="The text.", phrase='with the text "{v}"', draw=_phrase),
     Parameter(name="id", type="string", description="Reference code.", phrase="with id {v}", draw=code),
-    Parameter(name="query", type="string", description="What to search for.", phrase='matching "{v}"', draw=phrase),
+    Parameter(name="query", type="string", description="What to search for.", phrase='matching "{v}"', draw=_phrase),
     Parameter(name="topic", type="string", description="The topic.", phrase="about {v}", draw=_topic),
-    Parameter(name="user", type="string", description="Name of the user.", phrase="of {v}", draw=person),
+    Parameter(name="user", type="string", description="Name of the user.", phrase="of {v}", draw=_person),
     Parameter(name="amount", type="integer", description="The amount.", phrase="with amount {v}", draw=_up_to(9999)),
     Parameter(name="date", type="string", description="Date, YYYY-MM-DD.", phrase="on {v}", draw=_date),
     Parameter(name="time", type="string", description="Time, HH:MM.", phrase="at {v}", draw=_time),
@@ -125,9 +156,8 @@ _CLASHES = (
 )
 """Parameters whose phrases could be taken for each other."""
 
-_WORDED = (city, person, first_name, email, code, _topic)
+_WORDED = (_city, _person, _first_name, _email, code, _topic)
 """Values made of words that may be unknown."""
-WELL_KNOWN = frozenset((*CITIES, *COMMON))
 
 QUESTIONS = ("What is the {r}?", "What's the {r}?", "Do you know the {r}?", "Tell me the {r}.")
 REQUESTS = (
@@ -146,8 +176,8 @@ RESULTS: dict[str, Callable[[Random], Any]] = {
     "id": code,
     "time": _time,
     "date": _date,
-    "place": city,
-    "owner": person,
+    "place": _city,
+    "owner": _person,
     "color": _one_of(*COLORS),
 }
 ERRORS = ("not found", "no access", "timed out", "service is down", "wrong id")
@@ -205,7 +235,7 @@ class Function:
 
 def _function(rng: Random, nouns: Sequence[str], most: int = 4) -> Function:
     chosen: list[Parameter] = []
-    for parameter in rng.sample(PARAMETERS, min(most, rng.choices((0, 1, 2, 3, 4), (5, 43, 35, 14, 3))[0])):
+    for parameter in rng.sample(PARAMETERS, min(most, rng.choices((0, 1, 2, 3), (4, 62, 30, 4))[0])):
         names = {other.name for other in chosen}
         if not any(parameter.name in clash and names & clash for clash in _CLASHES):
             chosen.append(parameter)
@@ -330,12 +360,14 @@ def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, M
     return reply, assistant(thought, final), keywords
 
 
-def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str]) -> Sample:
+def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str], *, unknown_words: bool = False) -> Sample:
     effort = draw_effort(rng)
-    count = rng.choices((1, 2, 3), (43, 40, 17))[0]
+    count = rng.choices((1, 2, 3), (60, 35, 5))[0]
     offered = functions(rng, count, nouns)
     function = rng.choice(offered)
     arguments = {parameter.name: parameter.draw(rng) for parameter in function.parameters}
+    if unknown_words:
+        arguments |= {each.name: invented(rng) for each in function.parameters if each.draw in _WORDED}
     messages = [
         *opening(rng),
         user(request(rng, function, arguments, offered)),
@@ -365,6 +397,11 @@ def tool_call(rng: Random) -> Sample:
 def tool_call_unseen(rng: Random) -> Sample:
     """The same with functions whose noun was never seen in training; for evaluation alone."""
     return _exercise(rng, "tool_call_unseen", "call", UNSEEN_NOUNS)
+
+
+def tool_call_invented(rng: Random) -> Sample:
+    """The same where every word to be copied is one that nobody has seen; for evaluation alone."""
+    return _exercise(rng, "tool_call_invented", "call", NOUNS, unknown_words=True)
 
 
 def tool_answer(rng: Random) -> Sample:
