@@ -55,7 +55,7 @@ def has_sources(folder: Path) -> bool:
 def commands(text: str) -> dict[str, set[str]]:
     """Each `ossia COMMAND` in a text with the options that are given to it on the same line."""
     found: dict[str, set[str]] = {}
-    for command, rest in re.findall(r"(?:bin/|`|^    )ossia ([a-z]+)([^`#\n]*)", text, re.MULTILINE):
+    for command, rest in re.findall(r"(?:bin/|`|^    )ossia (train [a-z]+|[a-z]+)([^`#\n]*)", text, re.MULTILINE):
         found.setdefault(command, set()).update(re.findall(r"--[a-z][a-z-]*", rest))
     return found
 
@@ -84,7 +84,7 @@ def test_commands_exist_and_know_their_options(
 ) -> None:
     from ossia.cli import main
 
-    monkeypatch.setattr(sys, "argv", ["ossia", command, "--help"])
+    monkeypatch.setattr(sys, "argv", ["ossia", *command.split(), "--help"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0

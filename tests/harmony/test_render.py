@@ -541,7 +541,7 @@ BAD_MESSAGES: dict[str, tuple[list[Any], str]] = {
     ),
     "no name after the namespace": (
         [tool_call(function={"name": "functions."})],
-        r"function\.name is 'functions\.': give a name of letters",
+        r"messages\[0\]\.tool_calls\[0\]\.function\.name is 'functions\.': give a name of letters",
     ),
     "arguments": (
         [tool_call(function={"name": "f", "arguments": 3})],
