@@ -317,6 +317,6 @@ def test_training_in_bfloat16_takes_the_plain_way_up_to_its_limit(monkeypatch):
         (torch.bfloat16, 9, False),
     ):
         q, k = torch.zeros(length, 2, 8, dtype=dtype), torch.zeros(length, 1, 8, dtype=dtype)
-        with torch.set_grad_enabled(trained):
-            torch_ops.attention(q, k, k, torch.zeros(2, dtype=dtype), (length,), (length,), None)
+        q.requires_grad_(trained)
+        torch_ops.attention(q, k, k, torch.zeros(2, dtype=dtype), (length,), (length,), None)
     assert taken == ["plain_attention", "fused_attention", "fused_attention", "fused_attention"]

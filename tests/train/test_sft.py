@@ -157,7 +157,7 @@ def test_a_missing_extra_is_named_before_anything_is_made(tmp_path, monkeypatch)
 
 def test_a_loss_that_is_not_finite_stops_the_run(vocabulary, tmp_path):
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d"):
-        train(SftConfig(out=tmp_path, tokenizer=vocabulary, learning_rate=1e30, **FLAGS), quiet)
+        train(SftConfig(out=tmp_path, tokenizer=vocabulary, learning_rate=1e18, **FLAGS), quiet)
 
 
 def test_a_disk_that_refuses_leaves_the_old_state(finished, vocabulary, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ossia.cli.harmless import harmless
 from ossia.cli.progress import format_bytes
 
 _WIDTHS = (9, 12, 12, 12, 6, 13, 12, 6)
@@ -102,7 +103,7 @@ def _print(described: dict[str, Any]) -> None:
         "memory": f"{format_bytes(described['memory'])} on this machine",
     }
     for name, text in rows.items():
-        click.echo(f"{name:<12}{text}")
+        click.echo(harmless(f"{name:<12}{text}"))
     click.echo()
     _row("context", "weights", "cache BF16", "total", "fits", "cache 8-bit", "total", "fits")
     for plan in described["plan"]:

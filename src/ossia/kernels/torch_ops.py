@@ -102,7 +102,7 @@ def _rectangle(
     k_BMGH = torch.cat((sink_key.expand(k_BMGH.shape[0], 1, k_BMGH.shape[2], -1), F.pad(k_BMGH, (0, extra))), dim=1)
     v_BMGH = F.pad(v_BMGH, (0, extra, 0, 0, 1, 0))
     visible = _visible(q_lengths, k_lengths, window, q_BLNH.device)
-    trained = torch.is_grad_enabled() and q_BLNH.dtype == torch.bfloat16 and k_BMGH.shape[1] <= PLAIN_UP_TO_KEYS
+    trained = q_BLNH.requires_grad and q_BLNH.dtype == torch.bfloat16 and k_BMGH.shape[1] <= PLAIN_UP_TO_KEYS
     softmax_attention = plain_attention if trained else fused_attention
     out_BNLH = softmax_attention(
         q_BLNH.transpose(1, 2), k_BMGH.transpose(1, 2), v_BMGH.transpose(1, 2), visible, head_dim**-0.5

@@ -44,7 +44,7 @@ class SftConfig:
     preset: str = flag("ossia-demo", help=f"Shape of the new model: {', '.join(PRESETS)}.")
     data: str = flag("demo", help="demo for the built-in curriculum, or a JSONL file of conversations.")
     tokenizer: Path | None = flag(None, help="A tokenizer.json or its folder; by default learnt from the curriculum.")
-    steps: int = flag(3300, help="Optimiser steps in all.")
+    steps: int = flag(4100, help="Optimiser steps in all.")
     batch_tokens: int = flag(4096, help="Tokens a step, prompts included.")
     max_length: int = flag(1024, help="Tokens an example may have.")
     optimizer: str = flag("muon", help="muon (matrices of the layers; the rest by AdamW) or adamw.")
