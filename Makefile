@@ -10,16 +10,17 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --root-user-action=ignore -c constraints.txt
-NATIVE := CMakeLists.txt $(wildcard csrc/*)
+NATIVE := CMakeLists.txt $(wildcard csrc/*.* csrc/bindings/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format clean FORCE
+.PHONY: help run test check format asan clean FORCE
 
 help:
 	@echo 'make run [PROMPT="..."]   install if need be, and let the bundled model answer'
 	@echo 'make test                 install if need be, and run the tests'
 	@echo 'make check                style and types'
 	@echo 'make format               mend the style'
+	@echo 'make asan                 run the tests of the native kernels with every access to memory checked'
 	@echo 'make clean                remove what was installed and built'
 
 run: $(VENV)/ready-run
@@ -36,6 +37,17 @@ check: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# The kernels, built with AddressSanitizer and UndefinedBehaviorSanitizer, in the place of the installed ones. Python does
+# not come with their libraries, which must be loaded before anything else.
+CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
+asan: $(VENV)/ready-dev
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=Debug \
+		-DOSSIA_SANITIZE=ON -DCMAKE_CXX_COMPILER=$(CXX) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
+	$(BIN)/cmake --build build/asan
+	LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python tests/kernels/sanitized.py build/asan
 
 clean:
 	rm -rf $(VENV) build

@@ -8,8 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ossia.harmony.tokenizer import Tokenizer
+
+# No test is timed, and by default hypothesis fails an example that takes longer than usual.
+settings.register_profile("ossia", deadline=None)
+settings.load_profile("ossia")
 
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 

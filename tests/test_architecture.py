@@ -31,6 +31,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "demo": frozenset({"harmony"}),
     "reply": frozenset({"harmony"}),
     "llm": frozenset({"engine", "model", "kernels", "harmony", "reply", "__init__"}),
+    "bench": frozenset({"llm", "engine", "model", "kernels"}),
+    "release": frozenset({"model", "harmony", "kernels"}),
     "cli": ANYTHING,
     "__init__": ANYTHING,
     "__main__": frozenset({"cli"}),
@@ -48,7 +50,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
 NEVER_AT_IMPORT = (
     "torch triton aiohttp fastapi flask starlette uvicorn httpx requests huggingface_hub transformers tokenizers "
     "datasets peft trl accelerate deepspeed reasoning_gym matplotlib pytest prompt_toolkit "
-    "ossia.train ossia.cli ossia.evals"
+    "ossia.train ossia.cli ossia.evals ossia.bench ossia.release"
 ).split()
 
 

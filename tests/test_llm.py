@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.model.packed_ops import packed_kernels
 
 import ossia
+from ossia.config import Layout, ModelConfig
 from ossia.errors import CheckpointError, HarmonyError, KernelError, RequestError, TokenizerError
 from ossia.harmony.parse import Delta, MessageEnd
 from ossia.harmony.tokenizer import Tokenizer
+from ossia.kernels import select
 from ossia.llm import LLM
+from ossia.model import memory
+from ossia.model.checkpoint import open_checkpoint
+from ossia.model.linear import MappedEmbedding
+from ossia.model.random_weights import RandomWeights
+from ossia.model.write import write_checkpoint
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 
@@ -35,7 +43,7 @@ def says(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer) -> Callable
         for piece in re.split(r"(<\|\w+\|>)", text):
             special = tiny_tokenizer.special.get(piece)
             ids += [special] if special is not None else tiny_tokenizer.encode(piece)
-        monkeypatch.setattr("ossia.llm.generate", lambda *_: iter(ids))
+        monkeypatch.setattr("ossia.llm.generate", lambda *_, **__: iter(ids))
 
     return script
 
@@ -157,7 +165,7 @@ def test_a_stream_that_is_left_early_still_makes_a_reply(llm: LLM) -> None:
 def test_the_checkpoint_recommends_and_the_caller_decides(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[ossia.Sampling] = []
 
-    def spy(_model: object, _prompt: object, sampling: ossia.Sampling) -> Iterator[int]:
+    def spy(_model: object, _prompt: object, sampling: ossia.Sampling, **_: object) -> Iterator[int]:
         used.append(sampling)
         return iter(())
 
@@ -295,22 +303,19 @@ def test_other_failures_are_not_taken_for_memory(
 def test_small_models_load_unpacked_in_float32_and_large_ones_packed(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ossia.load(tiny_model)
+    small = ossia.load(tiny_model, kernels="torch")
     assert small.model.embedding.weight.dtype == torch.float32
     assert hasattr(small.model.layers[0].mlp.experts, "gate_up")
     monkeypatch.setattr("ossia.llm.SMALL_BYTES", 4 * 272 * 64)
-    large = ossia.load(tiny_model)
+    large = ossia.load(tiny_model, kernels="torch")
     assert large.model.embedding.weight.dtype == torch.bfloat16
     assert hasattr(large.model.layers[0].mlp.experts, "gate_up_blocks")
     assert large.chat("?").final == "42"
-    assert ossia.load(tiny_model, dtype=torch.float32).model.embedding.weight.dtype == torch.float32
+    large = ossia.load(tiny_model, kernels="torch", dtype=torch.float32)
+    assert large.model.embedding.weight.dtype == torch.float32
 
 
 def test_unpacking_changes_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    from ossia.config import ModelConfig
-    from ossia.model.random_weights import RandomWeights
-    from ossia.model.write import write_checkpoint
-
     config = ModelConfig.from_json(tiny_model / "config.json")
     write_checkpoint(tmp_path / "random", config, RandomWeights(config, 1))
     unpacked = ossia.load(tmp_path / "random", kernels="torch").logits(list(range(20)))
@@ -333,9 +338,163 @@ def test_verification_is_asked_for_in_the_environment(tiny_model: Path, monkeypa
     monkeypatch.setenv("OSSIA_VERIFY", "attention, moe")
     llm = ossia.load(tiny_model)
     verified = {op for op, source in llm.model.kernels.sources.items() if "verified" in source}
-    assert verified == {"attention", "experts", "experts_mxfp4"}
+    assert verified == {"attention", "attention_paged", "experts", "experts_mxfp4", "experts_packed", "experts_exact"}
     assert llm.chat("?").final == "42"
 
 
 def test_reference_kernels_answer_too(tiny_model: Path) -> None:
     assert ossia.load(tiny_model, kernels="reference").chat("?").final == "42"
+
+
+# -------------------------------------------------------------------- the packed form
+
+
+@pytest.fixture
+def random_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """Random weights, of the shape of `tiny_model`."""
+    config = ModelConfig.from_json(tiny_model / "config.json")
+    write_checkpoint(tmp_path / "random", config, RandomWeights(config, 1))
+    return tmp_path / "random"
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[int | None, str | None]]]:
+    """Slow kernels in the place of the native ones; what these were told of threads and instructions."""
+    told: list[tuple[int | None, str | None]] = []
+    monkeypatch.setattr(
+        "ossia.llm.select",
+        lambda choice, **rest: select(choice, **rest) if choice in ("torch", "reference") else packed_kernels(),
+    )
+    monkeypatch.setattr("ossia.llm.cpu.configure", lambda threads, isa: told.append((threads, isa)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    yield told
+    torch.set_num_threads(threads)
+
+
+IDS = list(range(0, 200, 7))
+
+
+def packs(llm: LLM) -> bool:
+    return isinstance(llm.model.embedding, MappedEmbedding)
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+def test_packed_is_the_same_model(
+    random_model: Path, tmp_path: Path, packing: list[tuple[int | None, str | None]], layout: Layout
+) -> None:
+    checkpoint = open_checkpoint(random_model)
+    write_checkpoint(tmp_path / "m", checkpoint.config, checkpoint, layout=layout)
+    expected = ossia.load(tmp_path / "m", kernels="torch").logits(IDS)
+    exact = ossia.load(tmp_path / "m", dense="bf16", threads=2, isa="plain")
+    assert packs(exact)
+    assert packing == [(2, "plain")]
+    assert (exact.logits(IDS) - expected).abs().max() < 0.02  # Keys and values are held in BF16.
+    quantised = ossia.load(tmp_path / "m", kernels="cpu").logits(IDS)
+    error = (quantised - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 1e-3 < float(error.median()) < 0.03
+
+
+def test_packed_answers_and_leaves_the_threads_to_the_kernels(
+    tiny_model: Path, packing: list[tuple[int | None, str | None]]
+) -> None:
+    torch.set_num_threads(2)
+    assert ossia.load(tiny_model).chat("?").final == "42"
+    assert torch.get_num_threads() == 1
+    assert packing == [(None, None)]
+
+
+@pytest.mark.usefixtures("packing")
+def test_the_second_start_maps_what_the_first_packed(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ossia.model.packed_cache.SMALL_BYTES", 0)
+    without = ossia.load(random_model, packed_cache=False).logits(IDS)
+    assert not (tmp_path / "cache").exists()
+    lines: list[str] = []
+    assert torch.equal(ossia.load(random_model, report=lines.append).logits(IDS), without)
+    with monkeypatch.context() as patch:
+        patch.setattr("ossia.llm.pack.pieces", lambda *_: pytest.fail("packed again"))
+        assert torch.equal(ossia.load(random_model, report=lines.append).logits(IDS), without)
+    (path,) = (tmp_path / "cache" / "ossia" / "packed").iterdir()
+    assert [line.split()[0] for line in lines] == ["packing", "packed"]
+    assert all(str(path) in line for line in lines)
+
+
+@pytest.mark.usefixtures("packing")
+def test_what_happens_to_the_file_is_logged(random_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ossia"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ossia.model.packed_cache.SMALL_BYTES", 0)
+        ossia.load(random_model)
+    assert any(line.startswith(f"packing {random_model}, this once, into ") for line in caplog.messages)
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("options", [{"kernels": "torch"}, {"kernels": "reference"}, {"dtype": torch.float32}])
+def test_who_asks_for_something_else_gets_it(random_model: Path, options: dict[str, object]) -> None:
+    assert not packs(ossia.load(random_model, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("packing")
+def test_experts_that_are_not_packed_stay_with_torch(
+    random_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = open_checkpoint(random_model)
+    write_checkpoint(tmp_path / "dense", checkpoint.config, checkpoint, packed=False)
+    with caplog.at_level("INFO", logger="ossia"):
+        assert not packs(ossia.load(tmp_path / "dense"))
+    assert f"{tmp_path}/dense: experts in BF16 are not packed, torch computes with them" in caplog.messages
+
+
+@pytest.mark.usefixtures("packing")
+def test_memory_is_looked_at_before_anything_is_loaded(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_json(random_model / "config.json")
+    whole, half = (memory.plan(config, context=context).total for context in (1024, 512))
+    assert ossia.load(random_model, context=100).context == 100
+    monkeypatch.setattr("ossia.model.memory.available_memory", lambda: whole)
+    assert ossia.load(random_model).context == 1024
+    monkeypatch.setattr("ossia.model.memory.available_memory", lambda: half)
+    assert ossia.load(random_model).context == 512
+    monkeypatch.setattr("ossia.llm.pack.pieces", lambda *_: pytest.fail("packed"))
+    with pytest.raises(RequestError, match=r"not enough memory: .* what fits is a context of 512 tokens in bf16"):
+        ossia.load(random_model, context=1000)
+    monkeypatch.setattr("ossia.model.memory.available_memory", lambda: 1000)
+    with pytest.raises(RequestError, match=r"not enough memory: .* no context fits"):
+        ossia.load(random_model)
+
+
+def test_the_context_is_kept_to(tiny_model: Path) -> None:
+    llm = ossia.load(tiny_model, context=20, cache_type="q8")
+    assert (llm.context, llm.cache_type) == (20, "q8")
+    assert llm.logits([1] * 20).shape == (20, 272)
+    with pytest.raises(RequestError, match="the prompt has 21 tokens and the context 20: shorten"):
+        llm.logits([1] * 21)
+
+
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dense": "q4"}, KernelError, "unknown dense form 'q4': choose one of q8, bf16"),
+        ({"context": 0}, RequestError, "context 0 is not to be had: this model takes 1 to 1,024 tokens"),
+        ({"context": 2000}, RequestError, "context 2,000 is not to be had"),
+        ({"cache_type": "q4"}, RequestError, "unknown cache type 'q4': choose one of bf16, q8"),
+        ({"kernels": "torch", "threads": 0}, KernelError, "threads is 0: give 1 to 1024"),
+        ({"kernels": "torch", "threads": 10_000}, KernelError, "threads is 10000: give 1 to 1024"),
+        ({"kernels": "torch", "isa": "avx2"}, KernelError, "isa 'avx2' is for the native CPU kernels, which are not"),
+    ],
+)
+def test_settings_that_cannot_be_had(
+    tiny_model: Path, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ossia.load(tiny_model, **options)  # type: ignore[arg-type]
+
+
+def test_torch_gets_the_threads_where_it_computes(tiny_model: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        ossia.load(tiny_model, kernels="torch", threads=threads + 1)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)

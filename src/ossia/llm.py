@@ -12,23 +12,24 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 import ossia
 from ossia.config import MXFP4_BLOCK, ModelConfig
+from ossia.engine import engine
 from ossia.engine.engine import generate
 from ossia.engine.request import Sampling, check_prompt
 from ossia.errors import CheckpointError, KernelError, OssiaError, RequestError, TokenizerError
 from ossia.files import read_json
 from ossia.harmony.tokenizer import Tokenizer
-from ossia.kernels import select
-from ossia.model import adapt
-from ossia.model.attention import Packed
+from ossia.kernels import Kernels, cpu, select
+from ossia.model import adapt, memory, pack
 from ossia.model.checkpoint import Checkpoint, open_checkpoint
 from ossia.model.locate import ORIGINAL, resolve_model, tokenizer_file
+from ossia.model.packed_cache import Report, packed_tensors
 from ossia.model.transformer import Transformer
 from ossia.reply import Reply, Stream
 
@@ -39,11 +40,16 @@ log = logging.getLogger(__name__)
 SMALL_BYTES = 1_000_000_000
 """Weights below this are kept in the form that is fastest, larger ones in the form that is smallest."""
 
+_DENSE = get_args(adapt.Dense)
+
 _MEMORY_REFUSED = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says of an allocation that failed, where that has no class of its own."""
 
 _VERIFY = "OSSIA_VERIFY"
-_VERIFY_GROUPS = {"moe": ("experts", "experts_mxfp4")}
+_VERIFY_GROUPS = {
+    "attention": ("attention", "attention_paged"),
+    "moe": ("experts", "experts_mxfp4", "experts_packed", "experts_exact"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,10 @@ class LLM:
     model: Transformer
     sampling: Sampling
     """What `chat` uses where the caller says nothing: the checkpoint's own recommendation."""
+    context: int
+    """Tokens that a prompt and its answer may fill together."""
+    cache_type: str
+    """How keys and values are held: "bf16" or "q8"."""
     _tokenizer: Tokenizer | str = field(repr=False)
     """The vocabulary, or why there is none."""
 
@@ -65,23 +75,22 @@ class LLM:
             raise TokenizerError(self._tokenizer)
         return self._tokenizer
 
-    @torch.no_grad()
+    def new_cache(self) -> "engine.AnyCache":
+        """Room for the keys and values of one sequence of up to `context` tokens, empty."""
+        return engine.new_cache(self.model, context=self.context, cache_type=self.cache_type)
+
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """float32 [T, vocab] on the CPU: for each of T tokens the scores of the one after it.
 
         Raises RequestError for no tokens, more than the context holds, an id outside the vocabulary, or no more memory.
         """
-        context = self.config.max_position_embeddings
-        check_prompt(token_ids, vocab_size=self.config.vocab_size, context=context, room=0)
-        device = self.model.embedding.weight.device
-        ids_T = torch.tensor(list(token_ids), device=device)
-        positions_T = torch.arange(len(token_ids), device=device)
+        check_prompt(token_ids, vocab_size=self.config.vocab_size, context=self.context, room=0)
         with _memory_or(RequestError(f"memory ran out for the logits of {len(token_ids)} tokens: give fewer")):
-            return self.model(ids_T, positions_T, Packed(self.model.kernels, (len(token_ids),))).float().cpu()
+            return engine.score(self.model, token_ids, self.new_cache()).float().cpu()
 
     def generate(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """The tokens that follow, one by one; see `engine.engine.generate`. Memory that runs out is a RequestError."""
-        tokens = generate(self.model, token_ids, sampling)
+        tokens = generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
 
         def guarded() -> Iterator[int]:
             with _memory_or(RequestError("memory ran out: shorten the prompt, or the answer with max_tokens")):
@@ -150,39 +159,158 @@ def load(
     kernels: str = "auto",
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    threads: int | None = None,
+    context: int | None = None,
+    cache_type: str = "bf16",
+    dense: str = "q8",
+    packed_cache: bool = True,
+    isa: str | None = None,
+    report: Report | None = None,
 ) -> LLM:
     """Load a model: "demo", a folder in either published layout, or a hub id that was already downloaded.
 
     kernels: "auto", "reference", "torch" or "cpu"; which were chosen is logged.
-    dtype: of all but packed experts. Where None, float32 if those weights take at most 1 GB in it, else bfloat16.
+    dtype: of all but packed experts. Where None and torch computes, float32 if those weights take at most 1 GB in it,
+    else bfloat16.
     device: a torch device.
-    Packed experts stay packed, unless the whole model unpacked takes at most 1 GB: the values are the same, and faster.
-    The environment variable OSSIA_VERIFY ("attention,moe") has those operations compared with the reference on every
-    call. A model without a vocabulary of its own loads, but cannot chat.
+    threads: of the computation; default one a physical core.
+    context: tokens that prompt and answer may fill together; default what the model has, or less where memory is short.
+    cache_type: "bf16", or "q8" for half the memory a token.
 
-    Raises CheckpointError, ConfigError or KernelError.
+    On a CPU with the native kernels, a checkpoint whose experts are in MXFP4 is packed into the form that these read,
+    unless `dtype` is given: experts as they are, activations in float32, and for the dense layers
+    dense: "q8", 8 bits a weight, or "bf16", exact.
+    packed_cache: whether to keep the packed form in a file that later starts map into memory, and to use what is there
+    (see `model.packed_cache`; small models need none).
+    isa: "avx512", "avx2" or "plain" instead of the best that the processor has; results do not depend on it.
+    report: is told in lines for people where that file is and what went wrong with it; default the log.
+
+    Elsewhere packed experts stay packed, unless the whole model unpacked takes at most 1 GB: the values are the same,
+    and faster. The environment variable OSSIA_VERIFY ("attention,moe") has those operations compared with the reference
+    on every call. A model without a vocabulary of its own loads, but cannot chat.
+
+    Raises CheckpointError, ConfigError, KernelError, or RequestError where context and memory do not go together.
     """
-    folder = resolve_model(name_or_path)
-    checkpoint = open_checkpoint(folder)
+    return from_checkpoint(
+        open_checkpoint(resolve_model(name_or_path)),
+        kernels=kernels,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        context=context,
+        cache_type=cache_type,
+        dense=dense,
+        packed_cache=packed_cache,
+        isa=isa,
+        report=report,
+    )
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    kernels: str = "auto",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    context: int | None = None,
+    cache_type: str = "bf16",
+    dense: str = "q8",
+    packed_cache: bool = True,
+    isa: str | None = None,
+    report: Report | None = None,
+) -> LLM:
+    """See `load`."""
     chosen = select(kernels, device=_device_type(device), verify=_verified_ops(os.environ.get(_VERIFY, "")))
     log.info("kernels: %s", ", ".join(f"{op} {source}" for op, source in chosen.sources.items()))
-    num_floats = sum(math.prod(spec.shape) for spec in checkpoint.specs.values() if spec.dtype.is_floating_point)
-    dtype = dtype or (torch.float32 if num_floats * torch.float32.itemsize <= SMALL_BYTES else torch.bfloat16)
-    packed, tensors = checkpoint.packed, checkpoint.tensors()
-    memory = f"{folder}: memory on {device} ran out while {checkpoint.num_bytes:,} bytes of weights were loaded"
-    with _memory_or(CheckpointError(f"{memory}: choose a smaller model, another device, or torch.bfloat16 as dtype")):
-        # Whoever names the native kernels wants theirs, which read packed weights.
-        if packed and kernels != "cpu" and _unpacked_values(checkpoint) * dtype.itemsize <= SMALL_BYTES:
-            packed, tensors = False, adapt.dequantized(dict(tensors), dtype).items()
-        model = adapt.build(checkpoint.config, chosen, experts="mxfp4" if packed else "dense")
-        adapt.fill(model, tensors, dtype=dtype, device=device)
+    if dense not in _DENSE:
+        raise KernelError(f"unknown dense form {dense!r}: choose one of {', '.join(_DENSE)}")
+    packs = chosen.native and dtype is None and checkpoint.packed
+    if chosen.native and dtype is None and not checkpoint.packed:
+        log.info("%s: experts in BF16 are not packed, torch computes with them", checkpoint.folder)
+    if packs:
+        cpu.configure(threads, isa)
+        torch.set_num_threads(1)  # What is left to torch is small, and its threads would be in the way of ours.
+    else:
+        _configure_torch(threads, isa)
+    context = _fitting_context(checkpoint.config, context, cache_type, dense, refuse=packs)
+    if cache_type != "bf16" and not chosen.native:
+        raise KernelError(f"these kernels have no cache of type {cache_type!r}: leave it out, or use kernels cpu")
+    folder, num_bytes = checkpoint.folder, checkpoint.num_bytes
+    ran_out = f"{folder}: memory on {device} ran out while {num_bytes:,} bytes of weights were loaded"
+    with _memory_or(CheckpointError(f"{ran_out}: choose a smaller model, another device, or torch.bfloat16 as dtype")):
+        if packs:
+            model = _packed(checkpoint, chosen, dense=dense, keep=packed_cache, report=report or log.info)
+        else:
+            # Whoever names the native kernels wants theirs, which read packed weights.
+            model = _unpacked(checkpoint, chosen, dtype=dtype, device=device, stay_packed=kernels == "cpu")
     return LLM(
         folder=checkpoint.folder,
         config=checkpoint.config,
         model=model,
         sampling=_recommended(checkpoint.folder),
+        context=context,
+        cache_type=cache_type,
         _tokenizer=_own_tokenizer(checkpoint),
     )
+
+
+def _packed(checkpoint: Checkpoint, kernels: Kernels, *, dense: str, keep: bool, report: Report) -> Transformer:
+    """The model in the form that the native kernels read; its embedding stays in the checkpoint."""
+    model = adapt.build_packed(checkpoint.config, kernels, dense=dense)
+    specs = pack.packed_specs(model)
+
+    def pieces() -> Iterator[pack.Piece]:
+        return pack.pieces(checkpoint, model)
+
+    if keep:
+        tensors = packed_tensors(checkpoint, specs, pieces, dense=dense, report=report)
+    else:
+        tensors = pack.assembled(specs, pieces())
+    embedding = checkpoint[pack.EMBEDDING]
+    return adapt.fill(model, {**tensors, pack.EMBEDDING: embedding}.items())
+
+
+def _unpacked(
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    stay_packed: bool,
+) -> Transformer:
+    """The model in the tensors of the checkpoint, for torch; small ones with their experts unpacked."""
+    num_floats = sum(math.prod(spec.shape) for spec in checkpoint.specs.values() if spec.dtype.is_floating_point)
+    dtype = dtype or (torch.float32 if num_floats * torch.float32.itemsize <= SMALL_BYTES else torch.bfloat16)
+    packed, tensors = checkpoint.packed, checkpoint.tensors()
+    if packed and not stay_packed and _unpacked_values(checkpoint) * dtype.itemsize <= SMALL_BYTES:
+        packed, tensors = False, adapt.dequantized(dict(tensors), dtype).items()
+    model = adapt.build(checkpoint.config, kernels, experts="mxfp4" if packed else "dense")
+    return adapt.fill(model, tensors, dtype=dtype, device=device)
+
+
+def _configure_torch(threads: int | None, isa: str | None) -> None:
+    if isa is not None:
+        raise KernelError(f"isa {isa!r} is for the native CPU kernels, which are not used here: leave it out")
+    if threads is not None:
+        if not 1 <= threads <= cpu.MOST_THREADS:
+            raise KernelError(f"threads is {threads}: give 1 to {cpu.MOST_THREADS}")
+        torch.set_num_threads(threads)
+
+
+def _fitting_context(config: ModelConfig, context: int | None, cache_type: str, dense: str, *, refuse: bool) -> int:
+    """The context to give room to. Raises RequestError where there is none such, or, if `refuse`, no memory for it."""
+    most = config.max_position_embeddings
+    plan = memory.plan(config, context=most if context is None else context, cache_type=cache_type, dense=dense)
+    if not refuse:
+        return plan.context
+    available = memory.available_memory()
+    if context is None and (fits := plan.largest_context(available)) < most:
+        log.info("memory allows a context of %d tokens of the model's %d", fits, most)
+        plan = replace(plan, context=fits or 1)
+    if line := memory.refusal(plan, available):
+        raise RequestError(line)
+    return plan.context
 
 
 @contextmanager

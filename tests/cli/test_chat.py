@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click import Command, Context
 from click.testing import CliRunner, Result
 
 import ossia
 from ossia.cli import COMMANDS, cli
 from ossia.cli.chat import EFFORTS, Settings
-from ossia.cli.conversation import Conversation, save
+from ossia.cli.conversation import Conversation, describe, save
 from ossia.cli.harmless import harmless
 from ossia.cli.terminal import Display, Pen
 from ossia.errors import StorageError
 from ossia.harmony import messages
 from ossia.harmony.tokenizer import Tokenizer
+from ossia.kernels import cpu
 from ossia.llm import LLM
 
 TOOL = {"type": "function", "function": {"name": "get_weather"}}
@@ -45,7 +47,7 @@ def says(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer) -> Callable
     def script(*turns: str) -> None:
         waiting = iter(turns)
 
-        def generate(*_: object) -> Iterator[int]:
+        def generate(*_: object, **__: object) -> Iterator[int]:
             for piece in re.split(r"(<\|\w+\|>|\^C)", next(waiting)):
                 if piece == "^C":
                     raise KeyboardInterrupt
@@ -113,19 +115,20 @@ def test_an_interruption_ends_quietly(tiny_model: Path, says: Callable[..., None
 
 
 def test_options_reach_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer) -> None:
-    seen: list[tuple[str, ossia.Sampling]] = []
+    seen: list[tuple[str, ossia.Sampling, int]] = []
 
-    def spy(_: object, prompt: list[int], sampling: ossia.Sampling) -> Iterator[int]:
-        seen.append((tiny_tokenizer.decode(prompt), sampling))
+    def spy(_: object, prompt: list[int], sampling: ossia.Sampling, *, context: int, cache_type: str) -> Iterator[int]:
+        assert cache_type == "bf16"
+        seen.append((tiny_tokenizer.decode(prompt), sampling, context))
         return iter(())
 
     monkeypatch.setattr("ossia.llm.generate", spy)
     options = "--effort high --system Rhyme. --date 2025-06-28 --seed 5 --temperature 0.5 --max-tokens 9".split()
-    assert run("Hi", "--model", str(tiny_model), *options).exit_code == 0
-    ((prompt, sampling),) = seen
+    assert run("Hi", "--model", str(tiny_model), "--context", "500", *options).exit_code == 0
+    ((prompt, sampling, context),) = seen
     for part in ("Reasoning: high", "# Instructions\n\nRhyme.", "Current date: 2025-06-28", "user<|message|>Hi<|end|>"):
         assert part in prompt
-    assert (sampling.seed, sampling.temperature, sampling.max_tokens) == (5, 0.5, 9)
+    assert (sampling.seed, sampling.temperature, sampling.max_tokens, context) == (5, 0.5, 9, 500)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,24 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
 def test_the_efforts_are_those_of_the_format() -> None:
     """They are spelt again for the sake of a quick --help."""
     assert EFFORTS == messages.EFFORTS
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [
+        ({"kernels": "torch"}, "float32, kernels: torch"),
+        ({"kernels": "reference"}, "float32, kernels: reference"),
+        ({"kernels": "torch", "dtype": torch.bfloat16}, "bfloat16, kernels: torch"),
+        ({"kernels": "cpu"}, "q8 dense weights, kernels: cpu"),
+        ({"kernels": "cpu", "dense": "bf16"}, "bf16 dense weights, kernels: cpu"),
+        ({"kernels": "cpu", "dtype": torch.float32}, "float32, kernels: cpu"),
+    ],
+)
+def test_a_model_is_described_by_what_an_answer_uses(tiny_model: Path, options: dict[str, Any], held: str) -> None:
+    if options["kernels"] == "cpu" and not cpu.available():
+        pytest.skip("the native kernels were not built")
+    described = describe(ossia.load(tiny_model, context=99, **options))
+    assert described == f"tiny, 0.1 M parameters, {held}, 99 tokens of context"
 
 
 def test_verbose_shows_what_is_chosen(tiny_model: Path) -> None:
@@ -338,7 +359,7 @@ def test_commands_change_what_comes_next(
 ) -> None:
     prompts: list[str] = []
 
-    def spy(_: object, prompt: list[int], *__: object) -> Iterator[int]:
+    def spy(_: object, prompt: list[int], *__: object, **___: object) -> Iterator[int]:
         prompts.append(tiny_tokenizer.decode(prompt))
         return iter([tiny_tokenizer.special["<|channel|>"], *b"final", tiny_tokenizer.special["<|message|>"], *b"ok"])
 
@@ -476,7 +497,8 @@ class Screen:
 def test_a_conversation_on_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
     screen = Screen([*PROGRAM, "--model", str(tiny_model)], environment(tmp_path))
     begun = screen.wait_for("/help for commands, Ctrl-D leaves.")
-    assert re.search(r"tiny, 0\.1 M parameters, float32, kernels: torch\. ", begun)
+    held = "q8 dense weights, kernels: cpu" if cpu.available() else "float32, kernels: torch"
+    assert f"tiny, 0.1 M parameters, {held}, 1,024 tokens of context. " in begun
     screen.wait_for(READY)
     screen.type("6 * 7?\r")
     answer = screen.wait_for("tokens/s")

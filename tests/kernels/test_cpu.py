@@ -1,5 +1,9 @@
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -154,3 +158,52 @@ except KernelError as error:
     assert "install" in why
     assert "more slowly" in why
     assert refusal == why
+
+
+# -------------------------------------------------------------------- settings
+
+
+@pytest.fixture
+def settings() -> Iterator[ModuleType]:
+    """The native module, put back as it was."""
+    native = pytest.importorskip("ossia.kernels._native")
+    threads, isa = native.num_threads(), native.isa()
+    yield native
+    native.set_num_threads(threads)
+    native.set_isa(isa)
+
+
+def test_threads_and_instructions_are_set(settings: ModuleType) -> None:
+    cpu.configure(3, "plain")
+    assert (settings.num_threads(), settings.isa()) == (3, "plain")
+    cpu.configure()
+    assert (settings.num_threads(), settings.isa()) == (cpu.physical_cores(), "plain")
+    cpu.configure(1, settings.best_isa())
+    assert (settings.num_threads(), settings.isa()) == (1, settings.best_isa())
+
+
+@pytest.mark.parametrize(
+    ("threads", "isa", "message"),
+    [
+        (0, None, "threads is 0: give 1 to 1024"),
+        (10_000, None, "threads is 10000: give 1 to 1024"),
+        (2**40, None, r"threads is 1099511627776: give 1 to 1024"),
+        (1, "sse9", "unknown isa 'sse9': give avx512, avx2 or plain"),
+    ],
+)
+def test_settings_that_cannot_be_had(settings: ModuleType, threads: int, isa: str | None, message: str) -> None:
+    before = settings.num_threads(), settings.isa()
+    with pytest.raises(KernelError, match=message):
+        cpu.configure(threads, isa)
+    assert (settings.num_threads(), settings.isa()) == before
+
+
+def test_cores_are_counted_once_however_many_threads_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8):  # Two packages of two cores of two threads.
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{number // 4}\n")
+        (folder / "core_id").write_text(f"{number % 2}\n")
+    for allowed, cores in ((range(8), 4), ((0, 2), 1), ((0, 1), 2), ((0, 4), 2), ((0, 8, 9), 3)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, allowed=allowed: set(allowed))
+        assert cpu.physical_cores(tmp_path) == cores

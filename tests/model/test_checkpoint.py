@@ -222,6 +222,13 @@ def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
         checkpoint.tensor("norm.scale")
 
 
+def test_a_file_that_became_another_is_not_read(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save(tmp_path / "m", "hf", as_hf(random_parameters(packed=True))))
+    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: holds other tensors than when it was opened"):
+        checkpoint.tensor("norm.scale")
+
+
 # -------------------------------------------------------------------- bad input
 
 NORM = "model.layers.1.input_layernorm.weight"

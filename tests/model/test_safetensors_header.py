@@ -175,3 +175,21 @@ def test_one_wrong_byte_gives_an_error_or_a_sound_header(scratch: Path, position
     assert all(
         offset >= 0 and offset + header.specs[name].num_bytes <= len(data) for name, offset in header.offsets.items()
     )
+
+
+def test_words_and_alignment(tmp_path: Path) -> None:
+    spec = TensorSpec(dtype=torch.uint8, shape=(3,))
+    for count in range(70):
+        words = {"model": "x" * count, "ü": "\udc80"}
+        header = encode_header([("a", spec)], metadata=words, alignment=64)
+        assert len(header) % 64 == 0
+        (tmp_path / "file").write_bytes(header + b"abc")
+        read = read_header(tmp_path / "file")
+        assert (read.metadata, read.offsets) == (words, {"a": len(header)})
+
+
+@pytest.mark.parametrize("metadata", ['"text"', "[1]", "null", '{"a": 1, "b": "c"}'])
+def test_metadata_that_is_no_text_is_left_out(tmp_path: Path, metadata: str) -> None:
+    text = f'{{"__metadata__": {metadata}}}'.encode()
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert read_header(tmp_path / "file").metadata == ({"b": "c"} if "b" in metadata else {})

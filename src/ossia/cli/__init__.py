@@ -21,6 +21,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info:info", "Print a model's architecture, counts and memory plan."),
     "init": ("init:init", "Write a model with random weights."),
     "pull": ("pull:pull", "Fetch a model from the hub."),
+    "bench": ("bench:bench", "Measure a model's speed beside the machine's limits."),
+    "cache": ("cache:cache", "List, remove or verify the packed models kept on disk."),
+    "export": ("export:export", "Write a model for llama.cpp, transformers or vLLM."),
     "train": ("train:train", "Train a model."),
     "eval": ("eval:evaluate", "Measure a model on held-out problems."),
 }

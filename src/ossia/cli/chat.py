@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ossia.cli.loading import loading_options, tell
 from ossia.errors import DataError
 from ossia.files import read_json
 
@@ -58,8 +59,7 @@ class Settings:
 @click.option("--temperature", type=float, help="0 takes the likeliest token, always. Default: the model's own.")
 @click.option("--max-tokens", type=int, help="Longest answer, thinking included.")
 @click.option("--date", help='What the model is told today is: "2025-06-28".')
-@click.option("--kernels", default="auto", show_default=True, help="auto, reference, torch or cpu.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps.")
+@loading_options
 def chat(
     prompt: tuple[str, ...],
     model: str,
@@ -72,8 +72,7 @@ def chat(
     temperature: float | None,
     max_tokens: int | None,
     date: str | None,
-    kernels: str,
-    device: str,
+    loading: dict[str, Any],
 ) -> None:
     """Ask a model.
 
@@ -105,7 +104,7 @@ def chat(
 
     import ossia
 
-    llm = ossia.load(model, kernels=kernels, device=device)
+    llm = ossia.load(model, **loading, report=tell)
     view = cast("ReasoningView", reasoning)
     if question is None:
         from ossia.cli.conversation import converse

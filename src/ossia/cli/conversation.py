@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ossia.cli.chat import Settings
 from ossia.cli.terminal import Display, Pen, ReasoningView
+from ossia.engine.paged import PagedCache
 from ossia.errors import OssiaError, StorageError
 from ossia.files import write_whole
 from ossia.harmony.messages import EFFORTS
+from ossia.kernels.packed import Split
 from ossia.llm import LLM
+from ossia.model.adapt import packed_weights
 from ossia.reply import Reply
 
 if TYPE_CHECKING:
@@ -209,13 +212,40 @@ def converse(llm: LLM, settings: Settings, reasoning: ReasoningView) -> None:
 
 
 def describe(llm: LLM) -> str:
-    """Name, size, type and kernels of a model, in half a line."""
-    dtype = str(llm.model.embedding.weight.dtype).removeprefix("torch.")
-    packed = any(name.endswith("_blocks") for name in llm.model.state_dict())
-    unused = "experts" if packed else "experts_mxfp4"
-    kernels = dict.fromkeys(source for op, source in llm.model.kernels.sources.items() if op != unused)
-    millions = llm.config.num_parameters() / 1e6
-    return f"{llm.folder.name}, {millions:,.1f} M parameters, {dtype}, kernels: {', '.join(kernels)}"
+    """Name, size, form, kernels and context of a model, in a line."""
+    forms = dict(packed_weights(llm.model))
+    if forms:
+        held = f"{'q8' if isinstance(forms['unembedding.weight'], Split) else 'bf16'} dense weights"
+    else:
+        held = str(llm.model.embedding.weight.dtype).removeprefix("torch.")
+    sources = dict.fromkeys(llm.model.kernels.sources[op] for op in _ops_of(llm, packed=bool(forms)))
+    return (
+        f"{llm.folder.name}, {llm.config.num_parameters() / 1e6:,.1f} M parameters, {held}, "
+        f"kernels: {', '.join(sources)}, {llm.context:,} tokens of context"
+    )
+
+
+def _ops_of(llm: LLM, *, packed: bool) -> tuple[str, ...]:
+    """The ops that an answer calls."""
+    if packed:
+        return (
+            "rms_norm",
+            "rope",
+            "attention_paged",
+            "linear_bf16",
+            "linear_q8",
+            "experts_packed",
+            "experts_exact",
+            "best_split",
+        )
+    blocks = any(name.endswith("_blocks") for name in llm.model.state_dict())
+    paged = isinstance(llm.new_cache(), PagedCache)
+    return (
+        "rms_norm",
+        "rope",
+        "attention_paged" if paged else "attention",
+        "experts_mxfp4" if blocks else "experts",
+    )
 
 
 def _history() -> "History":

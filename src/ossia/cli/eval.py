@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ossia.cli.loading import loading_options, tell
+
 
 @click.command("eval")
 @click.option("--model", "-m", default="demo", show_default=True, help="demo, a folder, or a hub id.")
@@ -19,8 +21,7 @@ from rich.table import Table
 @click.option("--max-tokens", type=click.IntRange(min=1), default=768, show_default=True, help="Budget of an answer.")
 @click.option("--show-wrong", is_flag=True, help="Print some replies that were not right.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--kernels", default="auto", show_default=True, help="auto, reference, torch or cpu.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps.")
+@loading_options
 def evaluate(
     model: str,
     families: tuple[str, ...],
@@ -29,8 +30,7 @@ def evaluate(
     max_tokens: int,
     show_wrong: bool,
     as_json: bool,
-    kernels: str,
-    device: str,
+    loading: dict[str, Any],
 ) -> None:
     """Measure a model on the bundled curriculum's held-out prompts, at temperature 0.
 
@@ -45,7 +45,7 @@ def evaluate(
 
     if unknown := sorted(set(families) - set(heldout.ALL_FAMILIES)):
         raise DataError(f"unknown family {unknown[0]!r}: known are {', '.join(heldout.ALL_FAMILIES)}")
-    llm = ossia.load(model, kernels=kernels, device=device)
+    llm = ossia.load(model, **loading, report=tell)
     chosen = families or heldout.ALL_FAMILIES
     results: list[heldout.Result] = []
     with _progress(len(chosen)) as report:

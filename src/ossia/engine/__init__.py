@@ -1,4 +1,4 @@
 """Tokens ⇄ tokens: from the ids of a prompt to the ids of an answer. No text, no chat format.
 
-`request` (what is asked for; no torch) · `cache` (keys and values) · `sampler` (logits → id) · `engine` (the loops).
+`request` (what is asked for; no torch) · `cache`, `paged` (keys, values) · `sampler` (logits → id) · `engine` (loops).
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ossia.config import ModelConfig
+from ossia.errors import RequestError
 from ossia.kernels import Kernels
 
 _SMALLEST = 256
@@ -23,10 +24,10 @@ class LayerStore:
     piece, so attention reads them in place.
     """
 
-    __slots__ = ("_end", "_keys", "_start", "_values", "_window")
+    __slots__ = ("_end", "_keys", "_start", "_values", "window")
 
     def __init__(self, window: int | None) -> None:
-        self._window = window
+        self.window = window
         self._start = self._end = 0
         self._keys = self._values = torch.empty(0)
 
@@ -40,12 +41,17 @@ class LayerStore:
         """Tokens for which there is room before the next move."""
         return self._keys.shape[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken, spare room included."""
+        return 2 * self._keys.nbytes
+
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v [T, G, H]; return all rows [S, G, H] that the T new queries may see, as views."""
         num_new = k.shape[0]
-        if self._window is not None:
+        if self.window is not None:
             # The oldest new query sees window - 1 rows before its own.
-            self._start = max(self._start, self._end - self._window + 1)
+            self._start = max(self._start, self._end - self.window + 1)
         if self._end + num_new > self.capacity:
             self._make_room(num_new, k)
         stop = self._end + num_new
@@ -67,10 +73,45 @@ class LayerStore:
 class Cache:
     """What one sequence has been through: its length and, layer by layer, the keys and values still needed."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        context: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """An empty cache. `fill_random` needs dtype and device; what a model brings along is kept as it is."""
         self.length = 0
         """Tokens seen, which is also the position of the next one."""
+        self.context = config.max_position_embeddings if context is None else context
+        """Tokens it may hold."""
         self.layers = [LayerStore(config.window(layer)) for layer in range(config.num_hidden_layers)]
+        self._like = torch.empty(0, config.num_key_value_heads, config.head_dim, dtype=dtype, device=device)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.length = 0
+        self.layers = [LayerStore(store.window) for store in self.layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken so far."""
+        return sum(store.num_bytes for store in self.layers)
+
+    def fill_random(self, num_tokens: int, seed: int = 0) -> None:
+        """As if `num_tokens` tokens had been seen by an empty cache; for measurements.
+
+        Raises RequestError where there is no room.
+        """
+        if not 0 <= num_tokens <= self.context:
+            raise RequestError(f"{num_tokens:,} tokens do not fit a cache of {self.context:,}: give at most that many")
+        random = torch.Generator(self._like.device).manual_seed(seed)
+        for store in self.layers if num_tokens else ():
+            rows = num_tokens if store.window is None else min(num_tokens, store.window)
+            new = self._like.new_empty(2, rows, *self._like.shape[1:]).normal_(generator=random)
+            store.extend(new[0], new[1])
+        self.length = num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ossia.engine.request import Sampling
 from ossia.errors import KernelError
+from ossia.model.transformer import NOT_NUMBERS
 
 
 class Sampler:
@@ -23,15 +24,12 @@ class Sampler:
         if self.sampling.temperature == 0:
             token = int(logits.argmax())
             if logits[token].isnan():  # To argmax, NaN is the largest of all.
-                raise KernelError(_NAN)
+                raise KernelError(NOT_NUMBERS)
             return token
         weights_V = probabilities(logits, self.sampling)
         if weights_V.isnan().any():
-            raise KernelError(_NAN)
+            raise KernelError(NOT_NUMBERS)
         return int(torch.multinomial(weights_V, 1, generator=self._random))
-
-
-_NAN = "the model's logits are not numbers: the checkpoint is damaged, or its type overflows (try float32)"
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -91,7 +91,9 @@ def evaluate(
     prompts = [_prompt(one, tokenizer) for one in samples]
     sampling = Sampling(temperature=0, max_tokens=max_tokens, stop_ids=tokenizer.stop_ids)
     answers: dict[int, list[int]] = {}
-    for index, answer in generate_batch(llm.model, prompts, sampling, max_batch=max_batch):
+    for index, answer in generate_batch(
+        llm.model, prompts, sampling, max_batch=max_batch, context=llm.context, cache_type=llm.cache_type
+    ):
         answers[index] = answer
         progress(len(answers))
     graded = [_graded(one, answers[index], tokenizer) for index, one in enumerate(samples)]

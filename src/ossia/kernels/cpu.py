@@ -4,7 +4,10 @@ The module is optional. Importing this file never fails; `available` says whethe
 in one line what is missing and what is slower for it.
 """
 
+import os
+import sys
 from importlib import resources
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -15,6 +18,9 @@ from ossia.kernels import mxfp4
 from ossia.kernels.torch_ops import experts_by_group
 
 _SLOWER = "torch unpacks MXFP4 experts instead, to the same values but more slowly"
+
+
+MOST_THREADS = 1024
 
 
 def available() -> bool:
@@ -29,6 +35,55 @@ def why_not() -> str | None:
     except KernelError as error:
         return str(error)
     return None
+
+
+def configure(threads: int | None = None, isa: str | None = None) -> None:
+    """Choose how many threads the native kernels use (default: one a physical core that this process may use) and
+    which instructions ("avx512", "avx2" or "plain"; default: as they are, the best of this processor at first).
+
+    Results do not depend on either. Raises KernelError for a number or a name that cannot be had.
+    """
+    native = _native()
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise KernelError(f"threads is {threads}: give 1 to {MOST_THREADS}")
+    try:
+        if isa is not None:
+            native.set_isa(isa)
+    except ValueError as error:
+        raise KernelError(str(error)) from None
+    native.set_num_threads(threads or physical_cores())
+
+
+def num_threads() -> int:
+    """How many threads the native kernels use."""
+    return _native().num_threads()
+
+
+def isa() -> str:
+    """The instructions that the native kernels use: "avx512", "avx2" or "plain"."""
+    return _native().isa()
+
+
+def best_isa() -> str:
+    """The best that this processor has."""
+    return _native().best_isa()
+
+
+def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that this process may use, each counted once however many threads it runs at a time.
+
+    topology: where the system describes them; where it does not, every logical one counts.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return len({_core(topology / f"cpu{cpu}" / "topology", cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _core(described: Path, cpu: int) -> tuple[str, ...]:
+    try:
+        return tuple((described / name).read_text() for name in ("physical_package_id", "core_id"))
+    except OSError:
+        return (str(cpu),)
 
 
 def experts_mxfp4(
@@ -72,6 +127,17 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.float3
     except ValueError as error:
         raise KernelError(f"mxfp4_dequantize: {error}") from None
     return out_N32.view(*scales.shape[:-1], scales.shape[-1] * mxfp4.BLOCK).to(dtype)
+
+
+def machine_limits(threads: int, num_bytes: int) -> tuple[float, float]:
+    """Bytes a second read from memory (a buffer of num_bytes) and 8-bit multiply-adds a second, on so many threads.
+
+    Takes about a second. Raises KernelError where the native kernels were not built, or threads is less than 1.
+    """
+    try:
+        return _native().measure_limits(threads, num_bytes)
+    except ValueError as error:
+        raise KernelError(f"machine_limits: {error}") from None
 
 
 def _native() -> ModuleType:

@@ -15,6 +15,8 @@ from typing import Literal, Protocol, cast, get_args
 from torch import Tensor
 
 from ossia.errors import KernelError
+from ossia.kernels.packed import Q8, Bf16, Mxfp4, Split
+from ossia.kernels.pages import Pages
 
 Choice = Literal["auto", "reference", "torch", "cpu"]
 CHOICES: tuple[str, ...] = get_args(Choice)
@@ -48,6 +50,29 @@ class Attention(Protocol):
         q [T, N, H]; k, v [S, G, H]; sinks [N]; lengths of each sequence, which sum to T and S. The last query of a
         sequence stands at its last key. A query at position p sees keys p-window < j <= p, or all j <= p where window
         is None. Scores are scaled by 1/sqrt(H); the sink takes part in the softmax and has no value. Returns [T, N, H].
+        """
+        ...
+
+
+class AttentionPaged(Protocol):
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor,
+        pages: Pages,
+        tables: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        """As `Attention` for tokens that follow what is in the pages; their keys and values are written there first.
+
+        q float32 [T, N, H]; the new k, v float32 [T, G, H]; sinks float32 [N]; tables int32 [B, M], the pages of each
+        sequence; starts int64 [B], the position of its first new token; lengths int64 [B], which sum to T. Keys and
+        values are read from the pages alone, rounded to their type, so how a sequence is cut into calls changes
+        nothing. Returns [T, N, H].
         """
         ...
 
@@ -95,6 +120,52 @@ class ExpertsMxfp4(Protocol):
         ...
 
 
+class LinearBf16(Protocol):
+    def __call__(self, x: Tensor, weight: Bf16, bias: Tensor | None, rows: int) -> Tensor:
+        """x float32 [T, C] times a matrix [rows, C], plus bias float32 [rows]; float32 [T, rows], sums in float32."""
+        ...
+
+
+class LinearQ8(Protocol):
+    def __call__(self, x: Tensor, weight: Q8, bias: Tensor | None, rows: int) -> Tensor:
+        """As `LinearBf16`, with x rounded to 8 bits in blocks of 32 (see `docs/numerics.md`)."""
+        ...
+
+
+class ExpertsPacked(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        gate_up: Mxfp4,
+        gate_up_bias: Tensor,
+        down: Mxfp4,
+        down_bias: Tensor,
+        expert_ids: Tensor,
+        expert_weights: Tensor,
+        limit: float,
+    ) -> Tensor:
+        """As `Experts`, from tiles: with activations in 8 bits (`experts_packed`) or in float32 (`experts_exact`).
+
+        x float32 [T, D]; gate_up [E, 2I, D] and gate_up_bias float32 [E, 2I] in the order of `packed.gate_up_order`;
+        down [E, D, I], down_bias float32 [E, D]; expert_ids int64 [T, K], expert_weights float32 [T, K]. Returns
+        float32 [T, D].
+        """
+        ...
+
+
+class LogitsSplit(Protocol):
+    def __call__(self, x: Tensor, weight: Split, rows: int) -> Tensor:
+        """x float32 [T, D] → float32 [T, rows], from both planes."""
+        ...
+
+
+class BestSplit(Protocol):
+    def __call__(self, x: Tensor, weight: Split, rows: int, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest of `LogitsSplit`: their rows int64 [T, count] and values, largest first, lower rows first
+        among equals, NaN before all. The second plane is read only where a row could still matter."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """One implementation of each op, as chosen at load; `sources` says which, for people to read."""
@@ -102,25 +173,41 @@ class Kernels:
     rms_norm: RmsNorm
     rope: Rope
     attention: Attention
+    attention_paged: AttentionPaged
     experts: Experts
     experts_mxfp4: ExpertsMxfp4
+    linear_bf16: LinearBf16
+    linear_q8: LinearQ8
+    experts_packed: ExpertsPacked
+    experts_exact: ExpertsPacked
+    logits_split: LogitsSplit
+    best_split: BestSplit
+    native: bool
+    """Whether these are the native CPU kernels, for which weights are packed and keys and values held in pages."""
     sources: dict[str, str]
 
 
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "rms_norm": {"reference": "reference:rms_norm", "torch": "torch_ops:rms_norm"},
-    "rope": {"reference": "reference:rope", "torch": "torch_ops:rope"},
+    "rms_norm": {"reference": "reference:rms_norm", "torch": "torch_ops:rms_norm", "cpu": "cpu_packed:rms_norm"},
+    "rope": {"reference": "reference:rope", "torch": "torch_ops:rope", "cpu": "cpu_packed:rope"},
     "attention": {"reference": "reference:attention", "torch": "torch_ops:attention"},
+    "attention_paged": {"reference": "reference_paged:attention_paged", "cpu": "cpu_attention:attention_paged"},
     "experts": {"reference": "reference:experts", "torch": "torch_ops:experts"},
     "experts_mxfp4": {
         "reference": "reference:experts_mxfp4",
         "torch": "torch_ops:experts_mxfp4",
         "cpu": "cpu:experts_mxfp4",
     },
+    "linear_bf16": {"reference": "reference_packed:linear_bf16", "cpu": "cpu_packed:linear_bf16"},
+    "linear_q8": {"reference": "reference_packed:linear_q8", "cpu": "cpu_packed:linear_q8"},
+    "experts_packed": {"reference": "reference_packed:experts_packed", "cpu": "cpu_packed:experts_packed"},
+    "experts_exact": {"reference": "reference_packed:experts_exact", "cpu": "cpu_packed:experts_exact"},
+    "logits_split": {"reference": "reference_unembedding:logits_split", "cpu": "cpu_unembedding:logits_split"},
+    "best_split": {"reference": "reference_unembedding:best_split", "cpu": "cpu_unembedding:best_split"},
 }
 """Op → choice → module under `ossia.kernels` and function. A choice without an entry falls back along `_FALLBACKS`."""
 
-_FALLBACKS = {"reference": ("reference",), "torch": ("torch",), "cpu": ("cpu", "torch")}
+_FALLBACKS = {"reference": ("reference",), "torch": ("torch", "reference"), "cpu": ("cpu", "torch", "reference")}
 
 
 def select(choice: str = "auto", *, device: str = "cpu", verify: tuple[str, ...] = ()) -> Kernels:
@@ -153,7 +240,7 @@ def select(choice: str = "auto", *, device: str = "cpu", verify: tuple[str, ...]
 
             picked[op] = verified(op, picked[op])
             sources[op] += " (verified)"
-    return Kernels(**cast("dict[str, Experts]", picked), sources=sources)  # pyright: ignore[reportArgumentType]
+    return Kernels(**cast("dict[str, Experts]", picked), native=choice == "cpu", sources=sources)  # pyright: ignore[reportArgumentType]
 
 
 def load(op: str, source: str) -> Callable[..., Tensor]:
@@ -162,4 +249,4 @@ def load(op: str, source: str) -> Callable[..., Tensor]:
     return getattr(import_module(f"ossia.kernels.{module}"), function)
 
 
-assert set(IMPLEMENTATIONS) == {f.name for f in fields(Kernels)} - {"sources"}
+assert set(IMPLEMENTATIONS) == {f.name for f in fields(Kernels)} - {"native", "sources"}

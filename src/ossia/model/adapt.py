@@ -4,7 +4,9 @@ A model is built on the meta device, where parameters have shapes and no storage
 that is wanted; then it is filled strictly, each parameter from one tensor and each tensor into one parameter.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,10 @@ from ossia.config import ModelConfig
 from ossia.errors import CheckpointError
 from ossia.kernels import Kernels
 from ossia.kernels.mxfp4 import NAN_SCALE, dequantize
+from ossia.kernels.packed import Q8, Bf16, Mxfp4, Split
 from ossia.model.checkpoint import compare_names
-from ossia.model.experts import DenseExperts, Experts, Mxfp4Experts
+from ossia.model.experts import DenseExperts, Experts, Mxfp4Experts, PackedExperts
+from ossia.model.linear import Bf16Linear, Bf16Unembedding, MappedEmbedding, QuantLinear, SplitUnembedding
 from ossia.model.transformer import MixtureOfExperts, Transformer
 
 ExpertsKind = Callable[[ModelConfig, Kernels], Experts]
@@ -24,6 +28,10 @@ EXPERTS: dict[str, ExpertsKind] = {
     "mxfp4": Mxfp4Experts,
 }
 """The kinds of experts a model can be built with."""
+
+Dense = Literal["q8", "bf16"]
+"""How the dense layers of a packed model are held: in 8 bits, or exactly; experts then round no activations either."""
+Form = Bf16 | Mxfp4 | Q8 | Split
 
 
 def build(config: ModelConfig, kernels: Kernels, *, experts: str = "dense") -> Transformer:
@@ -36,14 +44,44 @@ def build(config: ModelConfig, kernels: Kernels, *, experts: str = "dense") -> T
     return model
 
 
-def fill(
-    model: Transformer, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Transformer:
-    """Give every parameter its tensor, floating ones as `dtype`, and return the model in evaluation mode.
+def build_packed(config: ModelConfig, kernels: Kernels, *, dense: str = "q8") -> Transformer:
+    """A model on the meta device whose weights are in the tiles of `kernels.packed`, for inference on a CPU.
 
-    Tensors keep the storage they come in where type and device already fit, so a memory-mapped file stays mapped.
-    Raises CheckpointError that lists both sides where a parameter stays empty, a tensor finds no parameter, or a shape
-    or kind of type differs, and where a packed scale is NaN.
+    dense: one of `Dense`. The router, which is small and decides for the rest, is exact in either.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, kernels)
+        for name, leaf in _packed_leaves(config, kernels, dense):
+            model.set_submodule(name, leaf)
+    return model
+
+
+def _packed_leaves(config: ModelConfig, kernels: Kernels, dense: str) -> Iterator[tuple[str, nn.Module]]:
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    linear, unembedding = (QuantLinear, SplitUnembedding) if dense == "q8" else (Bf16Linear, Bf16Unembedding)
+    yield "embedding", MappedEmbedding(vocabulary, hidden)
+    for n in range(config.num_hidden_layers):
+        for name, rows in (("q", config.q_dim), ("k", config.kv_dim), ("v", config.kv_dim)):
+            yield f"layers.{n}.attention.{name}", linear(hidden, rows, kernels)
+        yield f"layers.{n}.attention.o", linear(config.q_dim, hidden, kernels)
+        yield f"layers.{n}.mlp.router", Bf16Linear(hidden, config.num_experts, kernels)
+        yield f"layers.{n}.mlp.experts", PackedExperts(config, kernels, exact=dense == "bf16")
+    yield "unembedding", unembedding(hidden, vocabulary, kernels)
+
+
+def fill(
+    model: Transformer,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Transformer:
+    """Give every parameter its tensor, and return the model in evaluation mode.
+
+    Floating tensors become `dtype`, or where None what they are in the model. They keep the storage they come in where
+    type and device already fit, so a memory-mapped file stays mapped. Raises CheckpointError that lists both sides
+    where a parameter stays empty, a tensor finds no parameter, or a shape or kind of type differs, and where a packed
+    scale is NaN.
     """
     slots = dict(_slots(model))
     unused: list[str] = []
@@ -51,18 +89,17 @@ def fill(
         if name not in slots:
             unused.append(name)
             continue
-        slot, owner, attribute = slots.pop(name)
-        same_type = slot.dtype == tensor.dtype or (slot.is_floating_point() and tensor.is_floating_point())
-        if slot.shape != tensor.shape or not same_type:
+        slot = slots.pop(name)
+        empty = slot.tensor
+        same_type = empty.dtype == tensor.dtype or (empty.is_floating_point() and tensor.is_floating_point())
+        if empty.shape != tensor.shape or not same_type:
             raise CheckpointError(
-                f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, the model needs {slot.dtype} {list(slot.shape)}"
+                f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"the model needs {empty.dtype} {list(empty.shape)}"
             )
-        if name.endswith("_scales") and bool((tensor == NAN_SCALE).any()):
-            raise CheckpointError(f"tensor {name} holds the scale byte 255, which means NaN: the file is damaged")
-        value = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-        if isinstance(slot, nn.Parameter):
-            value = nn.Parameter(value, requires_grad=False)
-        setattr(owner, attribute, value)
+        if isinstance(slot.owner, Mxfp4Experts) and name.endswith("_scales"):
+            refuse_nan(name, tensor)
+        slot.put(tensor.to(device, dtype or empty.dtype) if tensor.is_floating_point() else tensor.to(device))
     compare_names("the tensors are not those that the model needs", slots, unused)
     return model.eval()
 
@@ -79,8 +116,56 @@ def dequantized(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, 
     return out
 
 
-def _slots(model: nn.Module) -> Iterable[tuple[str, tuple[Tensor, nn.Module, str]]]:
-    """Every parameter and buffer with the module that owns it."""
+def refuse_nan(name: str, scales: Tensor) -> None:
+    """Raises CheckpointError where one of these scale bytes of MXFP4 means NaN."""
+    if bool((scales == NAN_SCALE).any()):
+        raise CheckpointError(f"tensor {name} holds the scale byte 255, which means NaN: the file is damaged")
+
+
+def tensors_of(model: Transformer) -> dict[str, Tensor]:
+    """Every tensor that `fill` asks for, by name; on the meta device while it is empty."""
+    return {name: slot.tensor for name, slot in _slots(model)}
+
+
+def packed_weights(model: Transformer) -> Iterator[tuple[str, Form]]:
+    """Every weight of a packed model: under the name of the parameter it is made of, less "_blocks" and "_scales"."""
     for prefix, module in model.named_modules():
+        for attribute, form in vars(module).items():
+            if isinstance(form, Form):
+                yield f"{prefix}.{attribute}", form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slot:
+    """A place for a tensor: a parameter or buffer of a module, or one part of its packed weight."""
+
+    tensor: Tensor
+    owner: nn.Module
+    attribute: str
+    part: str | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Fill it."""
+        if self.part is not None:
+            setattr(self.owner, self.attribute, replace(getattr(self.owner, self.attribute), **{self.part: value}))
+        elif isinstance(self.tensor, nn.Parameter):
+            setattr(self.owner, self.attribute, nn.Parameter(value, requires_grad=False))
+        else:
+            setattr(self.owner, self.attribute, value)
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, _Slot]]:
+    for prefix, module in model.named_modules():
+        stem = f"{prefix}." if prefix else ""
         for attribute, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            yield (f"{prefix}.{attribute}" if prefix else attribute), (value, module, attribute)
+            yield f"{stem}{attribute}", _Slot(tensor=value, owner=module, attribute=attribute)
+        for attribute, form in list(vars(module).items()):
+            if isinstance(form, Form):
+                for part, value in parts(form):
+                    slot = _Slot(tensor=value, owner=module, attribute=attribute, part=part)
+                    yield f"{stem}{attribute}.{part}", slot
+
+
+def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a packed weight is made of, by name."""
+    return ((each.name, getattr(form, each.name)) for each in fields(form))

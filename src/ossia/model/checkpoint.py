@@ -7,16 +7,15 @@ must be expected and every expected tensor be there.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ossia.config import Layout, ModelConfig
 from ossia.errors import CheckpointError
 from ossia.model.layouts import Stored, guess_layout, guess_packed, parameter_shapes, stored_tensors
 from ossia.model.locate import CONFIG, model_folder, shard_files
-from ossia.model.safetensors_header import DTYPE_NAMES, TensorSpec, read_header
+from ossia.model.mapping import MappedFile
+from ossia.model.safetensors_header import DTYPE_NAMES, Header, TensorSpec, read_header
 
 _NAMES_SHOWN = 4
 
@@ -39,7 +38,9 @@ class Checkpoint:
     """The file of every stored tensor."""
     sources: Mapping[str, tuple[Stored, int]]
     """For every parameter the stored tensor that holds it, and its first row in there."""
-    _handles: dict[Path, Any] = field(default_factory=dict[Path, Any], repr=False, compare=False)
+    _mapped: dict[Path, tuple[MappedFile, Header]] = field(
+        default_factory=dict[Path, tuple[MappedFile, Header]], repr=False, compare=False
+    )
 
     @property
     def num_bytes(self) -> int:
@@ -55,16 +56,33 @@ class Checkpoint:
         if name not in self.sources:
             raise CheckpointError(f"{self.folder}: has no parameter {name}")
         stored, row = self.sources[name]
-        path = self.files[stored.name]
-        try:
-            if path not in self._handles:
-                self._handles[path] = safe_open(path, framework="pt")
-            whole: torch.Tensor = self._handles[path].get_tensor(stored.name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: tensor {stored.name} cannot be read ({error})") from None
+        mapped, header = self._map(stored.name)
+        whole = mapped.tensor(header.specs[stored.name], header.offsets[stored.name])
         if stored.kind == "rows":
             return whole[row : row + self.specs[name].shape[0]]
         return whole.transpose(-1, -2) if stored.kind == "dense_transposed" else whole
+
+    def forget(self, name: str) -> None:
+        """Give back the memory in which the parameter `name` was read: a copy was made, and it is not needed again."""
+        stored, row = self.sources[name]
+        mapped, header = self._map(stored.name)
+        spec = self.specs[name]
+        begin = row * spec.num_bytes // spec.shape[0]
+        mapped.forget(header.offsets[stored.name] + begin, spec.num_bytes)
+
+    def _map(self, stored: str) -> tuple[MappedFile, Header]:
+        """The file of a stored tensor, mapped, if it still is the one that was opened."""
+        path = self.files[stored]
+        if path not in self._mapped:
+            try:
+                mapped = MappedFile(path)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: tensor {stored} cannot be read ({error})") from None
+            header = read_header(path)
+            if any(header.specs.get(name) != spec for name, spec in self.stored.items() if self.files[name] == path):
+                raise CheckpointError(f"{path}: holds other tensors than when it was opened: load the model again")
+            self._mapped[path] = mapped, header
+        return self._mapped[path]
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter in reading order."""

@@ -1,4 +1,4 @@
-"""The leaves that hold experts: dense, or packed in MXFP4.
+"""The leaves that hold experts: dense, in MXFP4 as published, or in the tiles that the CPU kernels read.
 
 Shapes: T tokens, K experts a token, E experts, D hidden, I intermediate.
 """
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ossia.config import MXFP4_BLOCK, ModelConfig
 from ossia.kernels import Kernels
+from ossia.kernels.packed import TILE, Mxfp4
 
 
 class Experts(nn.Module):
@@ -73,3 +74,30 @@ class Mxfp4Experts(Experts):
             expert_weights,
             self.limit,
         )
+
+
+class PackedExperts(Experts):
+    """Experts in MXFP4 tiles, the rows of gate_up and its bias in the order of `packed.gate_up_order`.
+
+    exact: do not round activations to 8 bits, which is slower.
+    """
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, *, exact: bool = False) -> None:
+        super().__init__(config, kernels)
+        self.exact = exact
+        e, d, i = config.num_experts, config.hidden_size, config.intermediate_size
+        self.gate_up = _empty_mxfp4(e, 2 * i, d)
+        self.down = _empty_mxfp4(e, d, i)
+
+    def forward(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """See `Experts`."""
+        op = self.kernels.experts_exact if self.exact else self.kernels.experts_packed
+        return op(x, self.gate_up, self.gate_up_bias, self.down, self.down_bias, expert_ids, expert_weights, self.limit)
+
+
+def _empty_mxfp4(experts: int, rows: int, columns: int) -> Mxfp4:
+    shape = (experts, rows // TILE, columns // MXFP4_BLOCK)
+    return Mxfp4(
+        codes=torch.empty(*shape, TILE * MXFP4_BLOCK // 2, dtype=torch.uint8),
+        scales=torch.empty(*shape, TILE, dtype=torch.uint8),
+    )

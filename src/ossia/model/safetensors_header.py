@@ -59,6 +59,8 @@ class Header:
 
     specs: Mapping[str, TensorSpec]
     offsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+    """Words beside the tensors; whatever in there is no text is left out."""
 
 
 def read_header(path: Path) -> Header:
@@ -82,13 +84,18 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     entries: dict[str, Any] = parse_json(text, f"{path}: the header", CheckpointError)
-    entries.pop("__metadata__", None)
-    return _checked(path, entries, start=_LENGTH_BYTES + length, size=size)
+    metadata = entries.pop("__metadata__", None)
+    return _checked(path, entries, metadata, start=_LENGTH_BYTES + length, size=size)
 
 
-def encode_header(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
-    """The bytes that open a file whose tensors follow in this order; the values after it are aligned to 8 bytes."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def encode_header(
+    tensors: Sequence[tuple[str, TensorSpec]], *, metadata: Mapping[str, str] | None = None, alignment: int = 8
+) -> bytes:
+    """The bytes that open a file whose tensors follow in this order; their number is a multiple of `alignment`.
+
+    metadata: words beside the tensors (default: what PyTorch's readers look for).
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for name, spec in tensors:
         end = offset + spec.num_bytes
@@ -99,11 +106,11 @@ def encode_header(tensors: Sequence[tuple[str, TensorSpec]]) -> bytes:
         }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(_LENGTH_BYTES + len(text)) % alignment)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def _checked(path: Path, entries: dict[str, Any], *, start: int, size: int) -> Header:
+def _checked(path: Path, entries: dict[str, Any], metadata: Any, *, start: int, size: int) -> Header:
     spans: list[tuple[int, int, str]] = []
     specs: dict[str, TensorSpec] = {}
     for name, entry in entries.items():
@@ -127,7 +134,12 @@ def _checked(path: Path, entries: dict[str, Any], *, start: int, size: int) -> H
         raise CheckpointError(
             f"{path}: {size - start - reached:,} bytes belong to no tensor: the file is damaged, fetch it again"
         )
-    return Header(specs=specs, offsets={name: start + begin for begin, _, name in spans})
+    words = cast(dict[str, Any], metadata) if isinstance(metadata, dict) else {}
+    return Header(
+        specs=specs,
+        offsets={name: start + begin for begin, _, name in spans},
+        metadata={name: text for name, text in words.items() if isinstance(text, str)},
+    )
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:

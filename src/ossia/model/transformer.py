@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ossia.config import ModelConfig
+from ossia.errors import KernelError
 from ossia.kernels import Kernels
 from ossia.model.attention import Attend
 from ossia.model.experts import DenseExperts, Experts
+from ossia.model.linear import Unembedding
 from ossia.model.rope import angles
+
+NOT_NUMBERS = "the model's logits are not numbers: the checkpoint is damaged, or its type overflows (try float32)"
 
 
 class RMSNorm(nn.Module):
@@ -94,10 +98,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = kernels
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Not nn.Embedding(...): that draws values, for which the meta device imports a compiler, in seconds.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config, kernels, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config, kernels)
-        self.unembedding = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.unembedding = Unembedding(config.hidden_size, config.vocab_size)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """Logits [R, V] of the token after each of `rows` (int64 [R]; every row where None).
@@ -106,6 +112,17 @@ class Transformer(nn.Module):
         """
         x_TD = self.hidden(token_ids, positions, attend)
         return self.unembedding(x_TD if rows is None else x_TD[rows])
+
+    def best(self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """The likeliest token after each of `rows`, int64 [R]: the first largest of the logits that `forward` gives.
+
+        Raises KernelError where a logit is NaN.
+        """
+        x_TD = self.hidden(token_ids, positions, attend)
+        ids_R, logits_R = self.unembedding.best(x_TD if rows is None else x_TD[rows])
+        if logits_R.isnan().any():
+            raise KernelError(NOT_NUMBERS)
+        return ids_R
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The normed residual stream [T, D] that the unembedding reads."""

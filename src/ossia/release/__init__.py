@@ -1,0 +1,1 @@
+"""A finished model made ready for others: export to the formats that other programs read."""
