@@ -534,7 +534,7 @@ OSSIA_DEMO = ModelConfig(
     num_experts=8,
     experts_per_token=2,
     vocab_size=4096,
-    hidden_size=160,
+    hidden_size=128,
     intermediate_size=192,
     head_dim=32,
     num_attention_heads=8,
@@ -544,5 +544,5 @@ OSSIA_DEMO = ModelConfig(
     rope_scaling_factor=4.0,
     router_aux_loss_coef=0.01,
 )
-"""The model that ships with this package and is trained by it: 6.4 M parameters, 2.4 M of them active per token."""
+"""The model that ships with this package and is trained by it: 5.1 M parameters, 1.9 M of them active per token."""
 PRESETS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B, "ossia-demo": OSSIA_DEMO}

@@ -178,8 +178,8 @@ def load(
     cache_type: "bf16", or "q8" for half the memory a token.
 
     On a CPU with the native kernels, a checkpoint whose experts are in MXFP4 is packed into the form that these read,
-    unless `dtype` is given: experts as they are, activations in float32, and for the dense layers
-    dense: "q8", 8 bits a weight, or "bf16", exact.
+    unless `dtype` is given: experts as they are, and for the layers outside them
+    dense: "q8", 8 bits a weight, with activations rounded to 8 bits in every product, or "bf16", where neither is.
     packed_cache: whether to keep the packed form in a file that later starts map into memory, and to use what is there
     (see `model.packed_cache`; small models need none).
     isa: "avx512", "avx2" or "plain" instead of the best that the processor has; results do not depend on it.

@@ -80,4 +80,4 @@ def test_held_out_sums_stay_above_the_floor(llm):
     results = evaluate(llm, ARITHMETIC, count=12, seed=20, max_tokens=512)
     right = sum(result.outcomes.get("right", 0) for result in results)
     assert sum(result.count for result in results) == 60
-    assert right >= 50, [wrong for result in results for wrong in result.wrong]
+    assert right >= 54, [wrong for result in results for wrong in result.wrong]

@@ -35,7 +35,7 @@ _OPTIONS = (
         type=click.Choice(DENSE),
         default="q8",
         show_default=True,
-        help="How the weights outside the experts are held; bf16 is exact.",
+        help="How the weights outside the experts are held; with bf16 all arithmetic is exact.",
     ),
     click.option(
         "--no-cache",

@@ -10,7 +10,7 @@ from ossia.demo.curriculum.sample import Sample, Split
 from ossia.errors import DataError
 
 Generator = Callable[[Random], Sample]
-Shares = tuple[float, float]
+Shares = tuple[float, float, float]
 
 _MAX_DRAWS = 20_000
 
@@ -26,32 +26,32 @@ def _tool_unneeded(rng: Random) -> Sample:
 
 
 FAMILIES: dict[str, tuple[Generator, Shares]] = {
-    "addition": (arithmetic.addition, (9.5, 4.0)),
-    "subtraction": (arithmetic.subtraction, (11.0, 4.0)),
-    "multiplication": (arithmetic.multiplication, (11.0, 12.0)),
-    "division": (arithmetic.division, (7.0, 7.0)),
-    "chain": (arithmetic.chain, (6.0, 5.0)),
-    "word_problem": (problems.word_problem, (6.5, 2.0)),
-    "chain_sum": (_task("chain_sum"), (2.0, 0.5)),
-    "gcd": (_task("gcd"), (2.5, 0.5)),
-    "leg_counting": (_task("leg_counting"), (2.5, 1.0)),
-    "letter_counting": (_task("letter_counting"), (2.0, 0.25)),
-    "number_filtering": (_task("number_filtering"), (2.0, 0.5)),
-    "spell_backward": (_task("spell_backward"), (2.0, 0.25)),
-    "tool_call": (tools.tool_call, (11.5, 44.0)),
-    "tool_answer": (tools.tool_answer, (4.0, 4.0)),
-    "tool_missing": (tools.tool_missing, (2.0, 3.0)),
-    "tool_unneeded": (_tool_unneeded, (1.5, 1.0)),
-    "misuse": (safety.misuse, (4.0, 4.5)),
-    "benign_twin": (safety.benign_twin, (4.0, 4.5)),
-    "small_talk": (talk.small_talk, (3.0, 1.0)),
-    "out_of_scope": (talk.out_of_scope, (3.0, 0.5)),
-    "dialogue": (talk.dialogue, (3.0, 0.5)),
+    "addition": (arithmetic.addition, (8.0, 5.0, 4.0)),
+    "subtraction": (arithmetic.subtraction, (9.0, 5.0, 4.5)),
+    "multiplication": (arithmetic.multiplication, (13.0, 7.0, 5.0)),
+    "division": (arithmetic.division, (12.0, 6.0, 4.5)),
+    "chain": (arithmetic.chain, (7.0, 5.0, 5.0)),
+    "word_problem": (problems.word_problem, (3.5, 2.0, 1.0)),
+    "chain_sum": (_task("chain_sum"), (1.5, 1.0, 0.5)),
+    "gcd": (_task("gcd"), (2.0, 1.0, 0.5)),
+    "leg_counting": (_task("leg_counting"), (2.0, 1.5, 0.5)),
+    "letter_counting": (_task("letter_counting"), (1.0, 0.5, 0.25)),
+    "number_filtering": (_task("number_filtering"), (1.0, 0.5, 0.25)),
+    "spell_backward": (_task("spell_backward"), (0.5, 0.25, 0.25)),
+    "tool_call": (tools.tool_call, (14.0, 32.0, 52.0)),
+    "tool_call_rare": (tools.tool_call_rare, (6.0, 8.0, 4.0)),
+    "tool_answer": (tools.tool_answer, (2.5, 6.0, 3.0)),
+    "tool_missing": (tools.tool_missing, (5.0, 6.0, 4.0)),
+    "tool_unneeded": (_tool_unneeded, (2.0, 2.0, 1.5)),
+    "misuse": (safety.misuse, (4.0, 3.5, 2.5)),
+    "benign_twin": (safety.benign_twin, (4.0, 4.0, 3.0)),
+    "small_talk": (talk.small_talk, (4.0, 3.0, 2.0)),
+    "out_of_scope": (talk.out_of_scope, (2.0, 1.5, 1.0)),
+    "dialogue": (talk.dialogue, (2.0, 1.5, 0.75)),
 }
-"""Family → its generator and its share of the mixture in percent, in each phase."""
-PHASES = (0, 23_000)
-"""Index from which each phase counts. Once digits are mastered the mixture leans to words: copying them into calls, and
-telling harm from its twin; what stays out of reach, spelling words that were seldom seen, gets little of it."""
+"""Family → its generator and its share of the mixture in each phase; only the ratios of the shares count."""
+PHASES = (0, 86_000, 113_000)
+"""Index from which each phase counts. Once digits are mastered the mixture leans to calls, which take longest."""
 
 EVALUATION_ONLY: dict[str, Generator] = {
     "tool_call_unseen": tools.tool_call_unseen,

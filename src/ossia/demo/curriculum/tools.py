@@ -1,10 +1,9 @@
 """Calling functions: which of the tools on offer fits, which words of the request are its arguments, what came back.
 
 Function names are a verb and a noun, parameters come from one pool, values are numbers, dates, codes and words, one
-word in ten invented: what is to be learnt is to match and to copy. Words that are not well known stand in quotes: a
-quoted word has the same tokens in the request, in JSON and in an answer, while a word after a space has others, which
-would have to be learnt one by one.
-The nouns in UNSEEN_NOUNS never occur in training.
+word in ten invented: what is to be learnt is to match and to copy. A word with a capital has the same tokens in the
+request, in JSON and in an answer; one in small letters has others after a space, so it stands in quotes unless it is
+well known. The nouns in UNSEEN_NOUNS never occur in training.
 """
 
 import json
@@ -14,7 +13,7 @@ from random import Random
 from typing import Any
 
 from ossia.demo.curriculum.sample import Effort, Message, Sample, assistant, draw_date, draw_effort, opening, user
-from ossia.demo.curriculum.words import CITIES, COLORS, FIRST_NAMES, code, invented
+from ossia.demo.curriculum.words import CITIES, COLORS, COMMON, FIRST_NAMES, code, invented
 
 ASKING_VERBS = "get find check look_up fetch read count show".split()
 DOING_VERBS = (
@@ -31,6 +30,8 @@ NOUNS = (
     "channel ticket_price exchange_rate bank_balance user team project budget contract survey job machine server backup"
 ).split()
 UNSEEN_NOUNS = "alarm invoice museum garden subscription elevator library pizza telescope voucher".split()
+RARE_NOUNS = sorted({*COMMON} - {*NOUNS, *UNSEEN_NOUNS})
+"""Nouns of the harder exercises, where the name of a tool has to be read from its declaration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +157,8 @@ _CLASHES = (
 )
 """Parameters whose phrases could be taken for each other."""
 
-_WORDED = (_city, _person, _first_name, _email, code, _topic)
+_NAMES = (_city, _person, _first_name)
+_WORDED = (*_NAMES, _email, code, _topic)
 """Values made of words that may be unknown."""
 
 QUESTIONS = ("What is the {r}?", "What's the {r}?", "Do you know the {r}?", "Tell me the {r}.")
@@ -278,11 +280,12 @@ def _said(value: Any) -> str:
 
 
 def _mentioned(rng: Random, parameter: Parameter, value: Any) -> str:
-    """A value as a request gives it: invented words in quotes, well-known ones now and then."""
+    """A value as a request gives it: unknown words in small letters in quotes, others now and then."""
     said = _said(value)
-    if parameter.draw not in _WORDED or (said in WELL_KNOWN and rng.random() < 0.5):
+    if parameter.draw not in _WORDED:
         return said
-    return f'"{said}"'
+    unknown = said[0].islower() and said not in WELL_KNOWN
+    return f'"{said}"' if unknown or rng.random() < 0.2 else said
 
 
 def request(rng: Random, function: Function, arguments: dict[str, Any], offered: list[Function]) -> str:
@@ -341,10 +344,7 @@ def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, M
         thought = "The tool failed."
     else:
         result = {name: RESULTS[name](rng) for name in rng.sample(sorted(RESULTS), rng.choice((1, 1, 2)))}
-        told = " and ".join(
-            f'{name} is "{value}"' if RESULTS[name] in _WORDED else f"{name} is {value}"
-            for name, value in result.items()
-        )
+        told = " and ".join(f"{name} is {value}" for name, value in result.items())
         opened = f"Here is the {function.thing}" if function.verb in ASKING_VERBS else f"Done with the {function.thing}"
         final, keywords = f"{opened}: {told}.", tuple(str(value) for value in result.values())
         thought = "The tool answered."
@@ -360,14 +360,17 @@ def _answer(rng: Random, function: Function, effort: Effort) -> tuple[Message, M
     return reply, assistant(thought, final), keywords
 
 
-def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str], *, unknown_words: bool = False) -> Sample:
+def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str], *, unknown_words: float = 0.0) -> Sample:
     effort = draw_effort(rng)
     count = rng.choices((1, 2, 3), (60, 35, 5))[0]
     offered = functions(rng, count, nouns)
     function = rng.choice(offered)
     arguments = {parameter.name: parameter.draw(rng) for parameter in function.parameters}
-    if unknown_words:
-        arguments |= {each.name: invented(rng) for each in function.parameters if each.draw in _WORDED}
+    arguments |= {
+        each.name: invented(rng).capitalize() if each.draw in _NAMES else invented(rng)
+        for each in function.parameters
+        if each.draw in _WORDED and rng.random() < unknown_words
+    }
     messages = [
         *opening(rng),
         user(request(rng, function, arguments, offered)),
@@ -394,6 +397,11 @@ def tool_call(rng: Random) -> Sample:
     return _exercise(rng, "tool_call", "call", NOUNS)
 
 
+def tool_call_rare(rng: Random) -> Sample:
+    """The same with nouns that seldom name a tool and, one time in three, words that nobody has seen."""
+    return _exercise(rng, "tool_call_rare", "call", RARE_NOUNS, unknown_words=1 / 3)
+
+
 def tool_call_unseen(rng: Random) -> Sample:
     """The same with functions whose noun was never seen in training; for evaluation alone."""
     return _exercise(rng, "tool_call_unseen", "call", UNSEEN_NOUNS)
@@ -401,7 +409,7 @@ def tool_call_unseen(rng: Random) -> Sample:
 
 def tool_call_invented(rng: Random) -> Sample:
     """The same where every word to be copied is one that nobody has seen; for evaluation alone."""
-    return _exercise(rng, "tool_call_invented", "call", NOUNS, unknown_words=True)
+    return _exercise(rng, "tool_call_invented", "call", NOUNS, unknown_words=1.0)
 
 
 def tool_answer(rng: Random) -> Sample:

@@ -2,8 +2,9 @@
 
     python -m ossia.demo.curriculum.vocabulary OUT      writes OUT/tokenizer.json
 
-Digits stand alone, so that arithmetic sees columns; punctuation never sticks to the word after it, so that a value
-copied into JSON keeps its tokens. Special tokens come last, as in gpt-oss.
+Digits stand alone, so that arithmetic sees columns; a word with a capital leaves the space before it alone, and
+punctuation never sticks to the word after it, so that a name copied into JSON keeps its tokens. Special tokens come
+last, as in gpt-oss.
 """
 
 import json
@@ -30,7 +31,8 @@ NUM_SPELLED = 6_000
 PATTERN = "|".join(
     (
         r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})",
-        r" ?\p{L}+",
+        r" ?\p{Ll}+",
+        r"\p{L}+",
         r"\p{N}",
         r" ?[^\s\p{L}\p{N}]+",
         r"\s*[\r\n]+",
