@@ -9,6 +9,10 @@ import torch
 
 from ossia.model.safetensors_header import TensorSpec
 
+_MADV_POPULATE_READ = 22
+"""Of Linux; the standard library does not name it."""
+_PREPARED_AT_ONCE = 2**26
+
 
 class MappedFile:
     """A file mapped for one process: its tensors may be written to, the file never changes.
@@ -27,6 +31,19 @@ class MappedFile:
             return torch.empty(spec.shape, dtype=spec.dtype)
         values = torch.frombuffer(self._bytes, dtype=spec.dtype, count=math.prod(spec.shape), offset=offset)
         return values.view(spec.shape)
+
+    def prepare(self) -> None:
+        """Read the whole file into memory and map every page, so that no first use waits for one.
+
+        Where the system cannot be asked to, pages come when they are used.
+        """
+        if sys.platform != "linux":
+            return
+        for first in range(0, len(self._bytes), _PREPARED_AT_ONCE):
+            try:
+                self._bytes.madvise(_MADV_POPULATE_READ, first, min(_PREPARED_AT_ONCE, len(self._bytes) - first))
+            except OSError:  # Linux before 5.14.
+                return
 
     def forget(self, offset: int, num_bytes: int) -> None:
         """Give back the memory of the whole pages in this range; used again, they are read again.

@@ -343,4 +343,5 @@ def _opened(path: Path, key: str, specs: Mapping[str, TensorSpec]) -> dict[str, 
     if header.metadata.get("key") != key or list(header.specs.items()) != _layout(specs):
         raise CheckpointError(f"{path} belongs to another model")
     mapped = MappedFile(path)
+    mapped.prepare()
     return {name: mapped.tensor(spec, header.offsets[name]) for name, spec in specs.items()}
