@@ -1,6 +1,9 @@
 """Files as memory."""
 
 import gc
+import mmap
+import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,15 @@ def test_nothing_may_be_empty_but_a_tensor(path: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").touch()
     with pytest.raises(ValueError, match="empty file"):
         MappedFile(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked")
+def test_a_prepared_file_is_used_without_a_page_fault(tmp_path: Path) -> None:
+    path, size = tmp_path / "file", 2**24
+    path.write_bytes(bytes(range(256)) * (size // 256))
+    mapped = MappedFile(path)
+    mapped.prepare()
+    values = mapped.tensor(TensorSpec(dtype=torch.uint8, shape=(size,)), 0)[7 :: mmap.PAGESIZE]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert int(values.long().sum()) == 7 * len(values)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 128

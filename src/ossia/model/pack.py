@@ -7,8 +7,6 @@ Shapes: E experts, R rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from math import prod
 
 import torch
@@ -120,6 +118,21 @@ def _dense(checkpoint: Checkpoint, name: str, kind: type[Form]) -> Iterator[Piec
 # -------------------------------------------------------------------- packers
 
 
+def _packer(form: type[Form]) -> Callable[..., Form]:
+    """The native packer of this form; where there are no native kernels the slow one, to the same bytes."""
+    if not cpu.available():
+        return _SLOW[form]
+    from ossia.kernels import cpu_packed, cpu_unembedding  # They import the native module.
+
+    native: dict[type[Form], Callable[..., Form]] = {
+        Mxfp4: cpu_packed.pack_mxfp4,
+        Q8: cpu_packed.pack_q8,
+        Bf16: cpu_packed.pack_bf16,
+        Split: cpu_unembedding.pack_split,
+    }
+    return native[form]
+
+
 def _slow_mxfp4(blocks: Tensor, scales: Tensor, order: Tensor | None) -> Mxfp4:
     return packed.pack_mxfp4(blocks, scales) if order is None else packed.pack_mxfp4(blocks[order], scales[order])
 
@@ -130,18 +143,3 @@ _SLOW: dict[type[Form], Callable[..., Form]] = {
     Bf16: packed.pack_bf16,
     Split: packed.pack_split,
 }
-_NATIVE: dict[type[Form], tuple[str, str]] = {
-    Mxfp4: ("cpu_packed", "pack_mxfp4"),
-    Q8: ("cpu_packed", "pack_q8"),
-    Bf16: ("cpu_packed", "pack_bf16"),
-    Split: ("cpu_unembedding", "pack_split"),
-}
-"""Form → module under `ossia.kernels` and function, to the same bytes."""
-
-
-def _packer(form: type[Form]) -> Callable[..., Form]:
-    """The native packer of this form where there is one, else the slow one."""
-    module, function = _NATIVE[form]
-    if not cpu.available() or find_spec(f"ossia.kernels.{module}") is None:
-        return _SLOW[form]
-    return getattr(import_module(f"ossia.kernels.{module}"), function)
