@@ -6,6 +6,7 @@
     ├── TokenizerError         a vocabulary is missing, foreign or incomplete
     ├── HarmonyError           a conversation cannot be rendered: unknown role or effort, malformed message or schema
     ├── RequestError           a request cannot be honoured: prompt longer than the context, sampling value out of range
+    ├── BusyError              no room for another request just now: the queue is full, or the engine is closing
     ├── KernelError            an operand has the wrong shape or type, or an implementation is not to be had here
     ├── TrainingError          a run diverged, or its saved state cannot be resumed
     ├── DataError              a training or evaluation record is malformed (names file, line and field)
@@ -38,6 +39,10 @@ class HarmonyError(OssiaError):
 
 class RequestError(OssiaError):
     """A request cannot be honoured: prompt longer than the context, sampling value out of range."""
+
+
+class BusyError(OssiaError):
+    """No room for another request just now: the queue is full, or the engine is closing."""
 
 
 class KernelError(OssiaError):
