@@ -12,7 +12,7 @@ import torch
 
 import ossia
 from ossia.config import ModelConfig
-from ossia.engine.engine import generate
+from ossia.engine.loop import generate
 from ossia.engine.request import Sampling
 from ossia.harmony import Tokenizer, from_openai, render_completion
 from ossia.kernels import select

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ossia.config import ModelConfig
-from ossia.engine import engine
+from ossia.engine import loop
 from ossia.engine.request import Sampling
 from ossia.engine.sampler import Sampler
 from ossia.errors import RequestError, StorageError
@@ -214,7 +214,7 @@ def timed_prefill(llm: LLM, num_tokens: int, *, depth: int = 0, seed: int = 0) -
         cache.fill_random(depth, seed)
     token_ids = random_tokens(llm.config, num_tokens, seed)
     begin = time.perf_counter()
-    int(engine.prefill(llm.model, token_ids, cache).argmax())
+    int(loop.prefill(llm.model, token_ids, cache).argmax())
     return time.perf_counter() - begin
 
 
@@ -226,7 +226,7 @@ def timed_decode(llm: LLM, num_tokens: int, *, depth: int = 0, seed: int = 0) ->
     (token,) = random_tokens(llm.config, 1, seed)
     begin = time.perf_counter()
     for _ in range(num_tokens):
-        token = engine.next_token(llm.model, token, cache, sampler)
+        token = loop.next_token(llm.model, token, cache, sampler)
     return time.perf_counter() - begin
 
 

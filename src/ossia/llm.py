@@ -19,8 +19,7 @@ from torch import Tensor
 
 import ossia
 from ossia.config import MXFP4_BLOCK, ModelConfig
-from ossia.engine import engine
-from ossia.engine.engine import generate
+from ossia.engine import loop
 from ossia.engine.request import Sampling, check_prompt
 from ossia.errors import CheckpointError, KernelError, OssiaError, RequestError, TokenizerError
 from ossia.files import read_json
@@ -75,9 +74,9 @@ class LLM:
             raise TokenizerError(self._tokenizer)
         return self._tokenizer
 
-    def new_cache(self) -> "engine.AnyCache":
+    def new_cache(self) -> loop.AnyCache:
         """Room for the keys and values of one sequence of up to `context` tokens, empty."""
-        return engine.new_cache(self.model, context=self.context, cache_type=self.cache_type)
+        return loop.new_cache(self.model, context=self.context, cache_type=self.cache_type)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """float32 [T, vocab] on the CPU: for each of T tokens the scores of the one after it.
@@ -86,11 +85,11 @@ class LLM:
         """
         check_prompt(token_ids, vocab_size=self.config.vocab_size, context=self.context, room=0)
         with _memory_or(RequestError(f"memory ran out for the logits of {len(token_ids)} tokens: give fewer")):
-            return engine.score(self.model, token_ids, self.new_cache()).float().cpu()
+            return loop.score(self.model, token_ids, self.new_cache()).float().cpu()
 
     def generate(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
-        """The tokens that follow, one by one; see `engine.engine.generate`. Memory that runs out is a RequestError."""
-        tokens = generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
+        """The tokens that follow, one by one; see `engine.loop.generate`. Memory that runs out is a RequestError."""
+        tokens = loop.generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
 
         def guarded() -> Iterator[int]:
             with _memory_or(RequestError("memory ran out: shorten the prompt, or the answer with max_tokens")):

@@ -116,25 +116,15 @@ class Cache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cached:
-    """Attention of new tokens to themselves and to what their caches hold: the `Attend` of prefill and decoding.
+    """Attention of new tokens to themselves and to what their cache holds: the `Attend` of prefill and decoding.
 
-    One forward pass each: the passes' keys and values stay in the caches.
+    One forward pass each: the passes' keys and values stay in the cache.
     """
 
     kernels: Kernels
-    caches: tuple[Cache, ...]
-    lengths: tuple[int, ...]
-    """New tokens of each sequence; they sum to T."""
+    cache: Cache
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None) -> Tensor:
         """See `model.attention.Attend`."""
-        if len(self.caches) == 1:
-            k, v = self.caches[0].layers[layer].extend(k, v)
-            return self.kernels.attention(q, k, v, sinks, self.lengths, (k.shape[0],), window)
-        seen = [
-            cache.layers[layer].extend(new_k, new_v)
-            for cache, new_k, new_v in zip(self.caches, k.split(self.lengths), v.split(self.lengths), strict=True)
-        ]
-        k_lengths = tuple(keys.shape[0] for keys, _ in seen)
-        k, v = torch.cat([keys for keys, _ in seen]), torch.cat([values for _, values in seen])
-        return self.kernels.attention(q, k, v, sinks, self.lengths, k_lengths, window)
+        k, v = self.cache.layers[layer].extend(k, v)
+        return self.kernels.attention(q, k, v, sinks, (q.shape[0],), (k.shape[0],), window)

@@ -1,8 +1,9 @@
-"""What is asked of the engine, checked before any work is done. Pure Python, no torch."""
+"""What is asked of the engine, checked before any work is done, and what it answers. Pure Python, no torch."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from ossia.errors import RequestError
 
@@ -43,6 +44,69 @@ class Sampling:
         if self.max_tokens is not None:
             _check_whole("max_tokens", self.max_tokens, 1)
         object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+
+
+Mask = Any
+"""A numpy array, int32 [ceil(V / 32)]: bit v % 32 of word v // 32 is set where token v is allowed."""
+
+
+class Constraint(Protocol):
+    """What may follow in the answer of one request. One object a request, used by the engine's thread alone."""
+
+    def mask(self, remaining: int) -> Mask | None:
+        """Which tokens may come next, at least one; None allows all.
+
+        `remaining`: tokens that may still be generated, this one included.
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """This one came."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be forced, a line each."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One answer that is asked for."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    constraint: Constraint | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", tuple(self.prompt))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One token of an answer."""
+
+    token: int
+    logprob: float | None = None
+    """Its log-probability by the model's own distribution, before anything changes that; None where not asked for."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, likeliest first."""
+
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+"""Why an answer ended: a stop token came (it is delivered too), there is no more room, the caller left, it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a request has new. The last one of a request, and no other, has `finish` set."""
+
+    drawn: tuple[Drawn, ...] = ()
+    cached_tokens: int = 0
+    """Tokens of the prompt that need not be computed; right from the first output that holds a token."""
+    finish: Finish | None = None
+    error: str | None = None
+    """One line, with finish "error"."""
 
 
 def check_prompt(token_ids: Sequence[int], *, vocab_size: int, context: int, room: int = 1) -> None:

@@ -1,9 +1,11 @@
 """Logits → the next token. Shapes: V vocabulary."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ossia.engine.request import Sampling
+from ossia.engine.request import Drawn, Mask, Sampling
 from ossia.errors import KernelError
 from ossia.model.transformer import NOT_NUMBERS
 
@@ -11,25 +13,26 @@ from ossia.model.transformer import NOT_NUMBERS
 class Sampler:
     """Draws the tokens of one request, from a random stream of its own: neighbours in a batch change nothing."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
         self.sampling = sampling
+        self.greedy_only = sampling.temperature == 0
         self._random = torch.Generator()  # On the CPU whatever the device, so that a seed means the same everywhere.
         if sampling.seed is None:
             self._random.seed()
         else:
             self._random.manual_seed(sampling.seed)
 
-    def draw(self, logits: Tensor) -> int:
+    def draw(self, logits: Tensor, mask: Mask | None = None) -> Drawn:
         """The next token, from logits [V] of any floating type. Raises KernelError where they are NaN."""
         if self.sampling.temperature == 0:
             token = int(logits.argmax())
             if logits[token].isnan():  # To argmax, NaN is the largest of all.
                 raise KernelError(NOT_NUMBERS)
-            return token
+            return Drawn(token=token)
         weights_V = probabilities(logits, self.sampling)
         if weights_V.isnan().any():
             raise KernelError(NOT_NUMBERS)
-        return int(torch.multinomial(weights_V, 1, generator=self._random))
+        return Drawn(token=int(torch.multinomial(weights_V, 1, generator=self._random)))
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -3,14 +3,15 @@
 import math
 import mmap
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from ossia.model.safetensors_header import TensorSpec
 
-_MADV_POPULATE_READ = 22
-"""Of Linux; the standard library does not name it."""
+_MADV_HUGEPAGE, _MADV_POPULATE_READ = 14, 22
+"""Of Linux; the standard library names the first only there, and the second nowhere."""
 _PREPARED_AT_ONCE = 2**26
 
 
@@ -39,6 +40,9 @@ class MappedFile:
         """
         if sys.platform != "linux":
             return
+        # In pages of 2 MB where the file system has them: decoding follows thousands of small ones less fast.
+        with suppress(OSError):
+            self._bytes.madvise(_MADV_HUGEPAGE)
         for first in range(0, len(self._bytes), _PREPARED_AT_ONCE):
             try:
                 self._bytes.madvise(_MADV_POPULATE_READ, first, min(_PREPARED_AT_ONCE, len(self._bytes) - first))
