@@ -9,8 +9,9 @@ Small ones stay loaded side by side.
 
 Errors are the mean of KL(float32 ‖ engine) over positions, and how often both put the same token first; on a random
 2-layer model of the published width, on the same with a few channels of the residual stream a hundredfold larger, and
-on the bundled model. llama.cpp rounds the two bounds of YaRN to whole components, which the model does not; so its
-error is given a second time, against a float32 model that rounds them too: what remains is rounding of numbers.
+on answers of the bundled model to held-out questions, then with the questions too. llama.cpp rounds the two bounds of
+YaRN to whole components, which the model does not; so its error is given a second time, against a float32 model that
+rounds them too: what remains is rounding of numbers.
 
 Prints tables, writes a plot, and ends with one JSON line.
 """
@@ -40,6 +41,8 @@ RESIDENT_BYTES = 2_000_000_000
 PEER = "llama-cpp-python>=0.3.36"
 FILL_BATCH = 512
 SCALED_CHANNELS, SCALE = 8, 100.0
+BUNDLED_EACH = 2
+"""Held-out questions of each family that the bundled model answers."""
 
 
 # -------------------------------------------------------------------- the processes that are measured
@@ -48,7 +51,8 @@ SCALED_CHANNELS, SCALE = 8, 100.0
 class LlamaCpp:
     """Runs in the other virtual environment; knows nothing of ossia."""
 
-    def __init__(self, path: str, *, threads: int, context: int) -> None:
+    def __init__(self, path: str, *, threads: int, context: int, sequences: int = 1) -> None:
+        """context: tokens of each sequence."""
         import llama_cpp
 
         self.lib = lib = llama_cpp
@@ -59,7 +63,9 @@ class LlamaCpp:
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, context, FILL_BATCH
+        params.n_seq_max = sequences
+        params.n_ctx = params.n_batch = context * sequences
+        params.n_ubatch = FILL_BATCH
         params.n_threads = params.n_threads_batch = threads
         params.swa_full = False  # As its own programs have it: windowed layers keep a window.
         params.no_perf = True
@@ -189,8 +195,8 @@ def _round_yarn_bounds() -> None:
 ENGINES: dict[str, Callable[..., Any]] = {"llama.cpp": LlamaCpp, "ossia": Ossia}
 
 
-def work(engine: str) -> None:
-    """Serve one engine: a JSON object a line on standard input, an answer a line on standard output."""
+def work(serve: Callable[..., Any]) -> None:
+    """Serve the engine that `serve` loads: a JSON object a line on standard input, an answer on standard output."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # What libraries print is no answer.
     served: Any = None
@@ -199,7 +205,7 @@ def work(engine: str) -> None:
         do = asked.pop("do")
         if do == "load":
             start = time.perf_counter()
-            served = ENGINES[engine](**asked)
+            served = serve(**asked)
             answer = time.perf_counter() - start
         elif do == "peak":
             answer = peak_bytes()
@@ -223,10 +229,11 @@ def peak_bytes() -> int:
 class Worker:
     """One engine in its own process; use it in a `with`, at whose end it is gone."""
 
-    def __init__(self, engine: str, python: str) -> None:
+    def __init__(self, engine: str, python: str, script: str = __file__) -> None:
+        """script: what serves the engine when it is run with "--worker ENGINE"."""
         self.engine = engine
         self.process = subprocess.Popen(
-            [python, __file__, "--worker", engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, script, "--worker", engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> "Worker":
@@ -237,7 +244,7 @@ class Worker:
         self.process.stdin.close()
         self.process.wait()
 
-    def ask(self, do: str, **arguments: Any) -> float:
+    def ask(self, do: str, **arguments: Any) -> Any:
         assert self.process.stdin
         assert self.process.stdout
         print(json.dumps({"do": do, **arguments}), file=self.process.stdin, flush=True)
@@ -363,10 +370,13 @@ class ScaledChannels:
         return tensor
 
 
-def error_models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path | str, list[int]]]:
-    """Name, model and tokens of each comparison."""
+def error_models(
+    args: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, Path | str, list[tuple[list[int], int]]]]:
+    """Name, model, and sequences of each comparison: their tokens, and how many of those are a prompt."""
     import ossia
     from ossia.config import GPT_OSS_20B
+    from ossia.evals.heldout import FAMILIES, draw
     from ossia.model.random_weights import RandomWeights
     from ossia.model.write import write_checkpoint
 
@@ -376,16 +386,22 @@ def error_models(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
     for name, source in (("random", weights), ("random, scaled", ScaledChannels(weights, config.hidden_size))):
         say(f"writing the {name} model of full width")
         write_checkpoint(folder / "random", config, source, overwrite=True)
-        yield name, folder / "random", ids
-    question = "Count from one to thirty in words, then say which of them are prime, and why 4213 + 2789 is even."
+        yield name, folder / "random", [(ids, 0)]
     demo = ossia.load("demo")
-    prompt = ossia.render(question, tokenizer=demo.tokenizer)
-    yield "bundled", "demo", prompt + list(demo.generate(prompt, ossia.Sampling(temperature=0, max_tokens=100)))
+    sampling = ossia.Sampling(temperature=0, max_tokens=200, stop_ids=demo.tokenizer.stop_ids)
+    written: list[tuple[list[int], int]] = []
+    for one in [each for family in FAMILIES for each in draw(family, BUNDLED_EACH, seed=0)]:
+        given = {"tools": one.tools or None, "effort": one.effort, "date": one.date}
+        prompt = ossia.render(one.prompt, tokenizer=demo.tokenizer, **given)
+        written.append((prompt + list(demo.generate(prompt, sampling)), len(prompt)))
+    yield "bundled, answers", "demo", written
+    # A small model never learnt to write prompts: what it would put there is decided by a hair.
+    yield "bundled, all", "demo", [(ids, 0) for ids, _ in written]
 
 
 def measure_errors(args: argparse.Namespace, folder: Path, pythons: dict[str, str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for name, model, ids in error_models(args, folder):
+    for name, model, sequences in error_models(args, folder):
         gguf = export(model, folder / "error.gguf")
         runs: dict[str, dict[str, Any]] = {
             "float32": {"engine": "ossia", "kernels": "torch", "dtype": "float32"},
@@ -393,36 +409,42 @@ def measure_errors(args: argparse.Namespace, folder: Path, pythons: dict[str, st
             "ossia": {"engine": "ossia", "kernels": args.kernels},
             "llama.cpp": {"engine": "llama.cpp"},
         }
+        context = max(len(ids) for ids, _ in sequences) + 64
         for run, options in runs.items():
             engine = options.pop("engine")
             with Worker(engine, pythons[engine]) as worker:
                 path = str(gguf if engine == "llama.cpp" else model)
-                worker.ask("load", path=path, threads=args.threads, context=len(ids) + 64, **options)
-                worker.ask("logits", ids=ids, out=str(folder / f"{run}.npy"))
+                worker.ask("load", path=path, threads=args.threads, context=context, **options)
+                for index, (ids, _) in enumerate(sequences):
+                    worker.ask("logits", ids=ids, out=str(folder / f"{run} {index}.npy"))
         gguf.unlink()
-        row: dict[str, Any] = {"model": name, "tokens": len(ids)}
+        prompts = [prompt for _, prompt in sequences]
+        row: dict[str, Any] = {"model": name, "tokens": sum(len(ids) - prompt for ids, prompt in sequences)}
         for key, run, reference in (
             ("ossia", "ossia", "float32"),
             ("llama.cpp", "llama.cpp", "float32"),
             ("llama.cpp, its YaRN", "llama.cpp", "float32, rounded"),
         ):
-            kl, agreement = distance(folder / f"{reference}.npy", folder / f"{run}.npy")
+            kl, agreement = distance(folder, reference, run, prompts)
             row[key] = {"mean_kl": kl, "top1_agreement": agreement}
         rows.append(row)
     return rows
 
 
-def distance(reference: Path, other: Path) -> tuple[float, float]:
-    """Mean KL(reference ‖ other) over positions, in nats, and the share of positions with the same best token."""
-    p_TV, q_TV = np.load(reference, mmap_mode="r"), np.load(other, mmap_mode="r")
-    if p_TV.shape != q_TV.shape:
-        raise SystemExit(f"logits {p_TV.shape} and {q_TV.shape} cannot be compared")
-    kl, same = 0.0, 0
-    for p_row, q_row in zip(p_TV, q_TV, strict=True):
-        p_V, q_V = log_softmax(p_row), log_softmax(q_row)
-        kl += float((np.exp(p_V) * (p_V - q_V)).sum())
-        same += int(p_row.argmax() == q_row.argmax())
-    return kl / len(p_TV), same / len(p_TV)
+def distance(folder: Path, reference: str, other: str, prompts: list[int]) -> tuple[float, float]:
+    """Mean KL(reference ‖ other) over what follows each prompt, in nats, and the share of the same best token there."""
+    kl, same, count = 0.0, 0, 0
+    for index, prompt in enumerate(prompts):
+        p_TV, q_TV = (np.load(folder / f"{run} {index}.npy", mmap_mode="r") for run in (reference, other))
+        if p_TV.shape != q_TV.shape:
+            raise SystemExit(f"logits {p_TV.shape} and {q_TV.shape} cannot be compared")
+        first = max(prompt - 1, 0)  # The row before a token is what it was drawn from.
+        for p_row, q_row in zip(p_TV[first:], q_TV[first:], strict=True):
+            p_V, q_V = log_softmax(p_row), log_softmax(q_row)
+            kl += float((np.exp(p_V) * (p_V - q_V)).sum())
+            same += int(p_row.argmax() == q_row.argmax())
+            count += 1
+    return kl / count, same / count
 
 
 def log_softmax(scores: Any) -> Any:
@@ -488,7 +510,7 @@ def plot(path: Path, speed: list[dict[str, Any]], errors: list[dict[str, Any]]) 
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2])
+        work(ENGINES[sys.argv[2]])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo, or a model folder")
@@ -516,6 +538,8 @@ def main() -> None:
     result |= {"llama_cpp_python": version, "rounds": args.rounds, "kernels": args.kernels}
     speed: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
+    if args.scratch:
+        args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         if not args.no_speed:
             gguf = args.gguf or export(args.model, Path(scratch) / "model.gguf")
