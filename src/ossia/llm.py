@@ -20,6 +20,7 @@ from torch import Tensor
 import ossia
 from ossia.config import MXFP4_BLOCK, ModelConfig
 from ossia.engine import loop
+from ossia.engine.loop import generate
 from ossia.engine.request import Sampling, check_prompt
 from ossia.errors import CheckpointError, KernelError, OssiaError, RequestError, TokenizerError
 from ossia.files import read_json
@@ -89,7 +90,7 @@ class LLM:
 
     def generate(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
         """The tokens that follow, one by one; see `engine.loop.generate`. Memory that runs out is a RequestError."""
-        tokens = loop.generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
+        tokens = generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
 
         def guarded() -> Iterator[int]:
             with _memory_or(RequestError("memory ran out: shorten the prompt, or the answer with max_tokens")):

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.engine.test_engine import CONFIG, random_model, random_prompt
+from tests.engine.small import CONFIG, random_model, random_prompt
 
 from ossia.engine.cache import Cache
-from ossia.engine.engine import generate, generate_batch, new_cache, new_caches, next_token, prefill, step
+from ossia.engine.engine import generate_batch
+from ossia.engine.loop import generate, new_cache, next_token, prefill, step
 from ossia.engine.paged import PagedCache
 from ossia.engine.request import Sampling
 from ossia.engine.sampler import Sampler
@@ -41,7 +42,7 @@ def test_logits_are_those_of_the_torch_path(
     assert isinstance(ours, PagedCache)
     assert isinstance(theirs, Cache)
     pairs = [(prefill(model, token_ids[:-3], ours), prefill(torch_model, token_ids[:-3], theirs))]
-    pairs += [(step(model, [[t]], [ours])[0], step(torch_model, [[t]], [theirs])[0]) for t in token_ids[-3:]]
+    pairs += [(step(model, [t], ours), step(torch_model, [t], theirs)) for t in token_ids[-3:]]
     assert ours.length == theirs.length == length + 3
     for logits, expected in pairs:
         assert (logits - expected).abs().max() <= tolerance
@@ -54,19 +55,6 @@ def test_answers_are_those_of_the_torch_path(model: Transformer, torch_model: Tr
         prompt = random_prompt(length, seed=length)
         expected = list(generate(torch_model, prompt, GREEDY))
         assert list(generate(model, prompt, GREEDY, cache_type=cache_type)) == expected
-
-
-def test_sequences_with_pages_of_their_own_are_as_good_as_together(model: Transformer) -> None:
-    prompts = [random_prompt(length, seed=length) for length in (3, 126, 131, 260)]
-    together, apart = new_caches(model, 4), [new_cache(model) for _ in prompts]
-    mixed = [*new_caches(model, 2), *new_caches(model, 2)]
-    outs = [
-        (step(model, [p[:-2] for p in prompts], caches), step(model, [p[-2:] for p in prompts], caches))
-        for caches in (together, apart, mixed)
-    ]
-    for first, second in outs[1:]:
-        assert torch.equal(first, outs[0][0])
-        assert torch.equal(second, outs[0][1])
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
@@ -100,10 +88,10 @@ def test_a_random_filling_is_as_long_as_said_and_goes_on(
         same.fill_random(num_tokens, seed=1)
         other.fill_random(num_tokens, seed=2)
         assert one.length == num_tokens
-        logits = step(chosen, [[5, 6]], [one])
+        logits = step(chosen, [5, 6], one)
         assert logits.isfinite().all()
-        assert torch.equal(step(chosen, [[5, 6]], [same]), logits)
-        assert torch.equal(step(chosen, [[5, 6]], [other]), logits) == (num_tokens == 0)
+        assert torch.equal(step(chosen, [5, 6], same), logits)
+        assert torch.equal(step(chosen, [5, 6], other), logits) == (num_tokens == 0)
     with pytest.raises(RequestError, match=r"1,025 tokens do not fit a cache of 1,024: give at most that many"):
         new_cache(chosen).fill_random(1025)
 
@@ -173,12 +161,10 @@ def test_what_a_cache_cannot_be_or_hold_is_refused(model: Transformer, torch_mod
         cache = new_cache(chosen, context=10)
         prefill(chosen, random_prompt(9), cache)
         with pytest.raises(RequestError, match="2 more tokens do not fit a cache of 10 that holds 9"):
-            step(chosen, [[1, 2]], [cache])
-        step(chosen, [[1]], [cache])
+            step(chosen, [1, 2], cache)
+        step(chosen, [1], cache)
     with pytest.raises(KernelError, match="a cache of another kind than these kernels read"):
-        step(torch_model, [[1]], [new_cache(model)])
-    with pytest.raises(KernelError, match="a cache of another kind than these kernels read"):
-        step(model, [[1], [1]], [new_cache(model), new_cache(torch_model)])
+        step(torch_model, [1], new_cache(model))
 
 
 def test_other_types_keep_keys_and_values_as_they_come(model: Transformer) -> None:

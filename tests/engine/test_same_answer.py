@@ -11,7 +11,8 @@ from torch import Tensor
 
 import ossia
 from ossia.config import ModelConfig
-from ossia.engine.engine import generate_batch, new_cache, prefill, score
+from ossia.engine.engine import generate_batch
+from ossia.engine.loop import new_cache, prefill, score
 from ossia.kernels import Kernels, cpu, select
 from ossia.llm import LLM
 from ossia.model.random_weights import RandomWeights

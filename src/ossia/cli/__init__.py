@@ -18,6 +18,7 @@ from ossia.errors import OssiaError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat:chat", "Talk to a model: one question, or a conversation."),
+    "serve": ("serve:serve", "Serve a model over HTTP, with a page to talk to it."),
     "info": ("info:info", "Print a model's architecture, counts and memory plan."),
     "init": ("init:init", "Write a model with random weights."),
     "pull": ("pull:pull", "Fetch a model from the hub."),

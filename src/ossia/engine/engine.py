@@ -1,191 +1,305 @@
-"""The loops that turn a prompt into an answer: one request at a time, which is the definition, and many together.
+"""Many requests answered together, from one set of weights. Integers only; one thread uses it.
 
-Shapes: B sequences, T their new tokens end to end, V vocabulary.
+A step is one forward pass: the next token of every request that is being answered, and a piece of a prompt or more
+beside them. What a request gets does not depend on its companions: `loop.generate` is the definition.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ossia.engine.cache import Cache, Cached
-from ossia.engine.paged import Paged, PagedCache, paged_caches
-from ossia.engine.request import Sampling, answer_limit, check_prompt
+from ossia.engine.blocks import PAGE, Pool, extend_keys, num_blocks
+from ossia.engine.loop import CHUNK, check_cache_type, checked_context
+from ossia.engine.paged import holds_pages
+from ossia.engine.prefixes import PrefixStore, keep, recall
+from ossia.engine.request import Drawn, Finish, Mask, Output, Request, Sampling, answer_limit, check_bias, check_prompt
+from ossia.engine.runner import Runner, room
 from ossia.engine.sampler import Sampler
-from ossia.errors import KernelError, RequestError
-from ossia.kernels import Kernels
-from ossia.kernels.pages import CACHE_TYPES
-from ossia.model.attention import Attend
+from ossia.engine.scheduler import Job, Scheduler
+from ossia.errors import BusyError, KernelError, OssiaError, RequestError
+from ossia.model import memory
+from ossia.model.adapt import tensors_of
 from ossia.model.transformer import Transformer
 
-CHUNK = 512
-"""Tokens of a prompt run at once: enough for the matrix products, and a bound on the memory of a long prompt."""
+log = logging.getLogger(__name__)
+
+BESIDE = 32
+"""Tokens of prompts read in a step where others decode: few, so that these do not stall."""
+_CACHE_SHARE = 0.75
+"""Of the memory that is free, at most so much is set aside by default."""
+_TOKENS_EACH = 4096
+"""Room that the default gives to each request of a full batch but the first, which may fill the context."""
 
 
-AnyCache = Cache | PagedCache
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """An engine at one moment; the counters begin with it."""
+
+    waiting: int
+    """Requests now."""
+    running: int
+    batch: int
+    """Requests that took part in the last step."""
+    steps: int
+    prompt_tokens: int
+    """Of requests that began to run."""
+    cached_tokens: int
+    """Those among them that need not be computed."""
+    generated_tokens: int
+    preemptions: int
+    used_blocks: int
+    """Pages, of those that see everything, that requests hold now."""
+    num_blocks: int
 
 
-def new_cache(model: Transformer, *, context: int | None = None, cache_type: str = "bf16") -> AnyCache:
-    """An empty cache for one sequence of up to `context` tokens; None means all that the model has.
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Live:
+    """One request that has not ended."""
 
-    It is paged, in the given type ("bf16" or "q8"), where the model's kernels can read pages and its activations are
-    float32 on a CPU; else it holds keys and values as they come. Raises RequestError for a context that the model does
-    not have and for an unknown type, KernelError for a type that its kernels do not have and where memory is refused.
-    """
-    return new_caches(model, 1, context=context, cache_type=cache_type)[0]
-
-
-def new_caches(
-    model: Transformer, count: int, *, context: int | None = None, cache_type: str = "bf16"
-) -> list[AnyCache]:
-    """As `new_cache`, for sequences that are answered together."""
-    context = _checked_context(model, context)
-    if cache_type not in CACHE_TYPES:
-        raise RequestError(f"unknown cache type {cache_type!r}: choose one of {', '.join(CACHE_TYPES)}")
-    dtype, device = model.norm.scale.dtype, model.norm.scale.device
-    if model.kernels.native and (dtype, device.type) == (torch.float32, "cpu"):
-        return [*paged_caches(model.config, count, context=context, cache_type=cache_type)]
-    if cache_type != "bf16":
-        raise KernelError(f"these kernels have no cache of type {cache_type!r}: leave it out, or use kernels cpu")
-    return [*(Cache(model.config, context=context, dtype=dtype, device=device) for _ in range(count))]
-
-
-def _checked_context(model: Transformer, context: int | None) -> int:
-    most = model.config.max_position_embeddings
-    if context is not None and not 1 <= context <= most:
-        raise RequestError(f"context {context:,} is not to be had: this model takes 1 to {most:,} tokens")
-    return most if context is None else context
-
-
-def _inputs(
-    model: Transformer, chunks: Sequence[Sequence[int]], caches: Sequence[AnyCache]
-) -> tuple[Tensor, Tensor, Attend, Tensor | None]:
-    """What the model is called with to run the next tokens of several sequences: ids, positions, attention, rows."""
-    lengths = tuple(map(len, chunks))
-    for cache, length in zip(caches, lengths, strict=True):
-        if cache.length + length > cache.context:
-            raise RequestError(
-                f"{length} more tokens do not fit a cache of {cache.context} that holds {cache.length}: make it larger"
-            )
-    device = model.embedding.weight.device
-    token_ids_T = torch.tensor(list(chain.from_iterable(chunks)), device=device)
-    spans = (range(cache.length, cache.length + length) for cache, length in zip(caches, lengths, strict=True))
-    positions_T = torch.tensor(list(chain.from_iterable(spans)), device=device)
-    last_B = None if max(lengths) == 1 else torch.tensor([end - 1 for end in accumulate(lengths)], device=device)
-    return token_ids_T, positions_T, _attend(model.kernels, caches, lengths), last_B
-
-
-def _attend(kernels: Kernels, caches: Sequence[AnyCache], lengths: tuple[int, ...]) -> Attend:
-    paged = [cache for cache in caches if isinstance(cache, PagedCache)]
-    if not paged:
-        return Cached(kernels=kernels, caches=tuple(c for c in caches if isinstance(c, Cache)), lengths=lengths)
-    if not kernels.native or len(paged) < len(caches):
-        raise KernelError("a cache of another kind than these kernels read: make all caches with new_cache")
-    return Paged(kernels.attention_paged, paged, lengths)
-
-
-def _extended(caches: Sequence[AnyCache], chunks: Sequence[Sequence[int]]) -> None:
-    for cache, chunk in zip(caches, chunks, strict=True):
-        cache.length += len(chunk)
-
-
-@torch.inference_mode()
-def step(model: Transformer, chunks: Sequence[Sequence[int]], caches: Sequence[AnyCache]) -> Tensor:
-    """Run the next tokens of several sequences, at least one of each, and extend their caches.
-
-    Returns logits [B, V] of the token after the last of each chunk. Raises RequestError where a cache is full.
-    """
-    logits_BV = model(*_inputs(model, chunks, caches))
-    _extended(caches, chunks)
-    return logits_BV
-
-
-def prefill(model: Transformer, token_ids: Sequence[int], cache: AnyCache, *, chunk: int = CHUNK) -> Tensor:
-    """Run a prompt into its cache, `chunk` tokens at a time. Returns logits [V] of the token after it."""
-    logits_BV = torch.empty(0)
-    for first in range(0, len(token_ids), chunk):
-        logits_BV = step(model, [token_ids[first : first + chunk]], [cache])
-    return logits_BV[0]
-
-
-@torch.no_grad()
-def score(model: Transformer, token_ids: Sequence[int], cache: AnyCache, *, chunk: int = CHUNK) -> Tensor:
-    """Logits [T, V] of the token after each of T, which are run into the cache as `prefill` does."""
-    parts: list[Tensor] = []
-    for first in range(0, len(token_ids), chunk):
-        chunks = [token_ids[first : first + chunk]]
-        *inputs, _ = _inputs(model, chunks, [cache])
-        parts.append(model(*inputs))
-        _extended([cache], chunks)
-    return torch.cat(parts)
-
-
-def next_token(model: Transformer, token: int, cache: AnyCache, sampler: Sampler) -> int:
-    """Run one token into its cache and draw the one after it."""
-    return _next_tokens(model, [token], [cache], [sampler])[0]
-
-
-@torch.inference_mode()
-def _next_tokens(
-    model: Transformer, tokens: Sequence[int], caches: Sequence[AnyCache], samplers: Sequence[Sampler]
-) -> list[int]:
-    """As `next_token`, for many. Where all take the likeliest token, the other logits need not be computed."""
-    chunks = [[token] for token in tokens]
-    if any(sampler.sampling.temperature > 0 for sampler in samplers):
-        return [sampler.draw(logits_V) for sampler, logits_V in zip(samplers, step(model, chunks, caches), strict=True)]
-    best_B = model.best(*_inputs(model, chunks, caches))
-    _extended(caches, chunks)
-    return best_B.tolist()
-
-
-def generate(
-    model: Transformer,
-    token_ids: Sequence[int],
-    sampling: Sampling | None = None,
-    *,
-    chunk: int = CHUNK,
-    context: int | None = None,
-    cache_type: str = "bf16",
-) -> Iterator[int]:
-    """The tokens of an answer to the prompt, one by one as they come.
-
-    Ends after a token of `sampling.stop_ids`, after `max_tokens`, or where the context is full: `context` tokens, or
-    all that the model has. `cache_type` is that of `new_cache`. Raises RequestError at once for a prompt that is empty,
-    too long for the context, or holds an id outside the vocabulary.
-    """
-    sampling = sampling or Sampling()
-    context = _checked_context(model, context)
-    check_prompt(token_ids, vocab_size=model.config.vocab_size, context=context)
-    limit = answer_limit(sampling, len(token_ids), context)
-    cache, sampler = new_cache(model, context=len(token_ids) + limit, cache_type=cache_type), Sampler(sampling)
-
-    def tokens() -> Iterator[int]:
-        token = sampler.draw(prefill(model, token_ids, cache, chunk=chunk))
-        yield token
-        for _ in range(limit - 1):
-            if token in sampling.stop_ids:
-                return
-            token = next_token(model, token, cache, sampler)
-            yield token
-
-    return tokens()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Running:
-    """One request of a batch that is being answered."""
-
-    index: int
-    cache: AnyCache
+    request: Request
+    job: Job
     sampler: Sampler
     limit: int
-    answer: list[int] = field(default_factory=list[int])
+    """The most tokens of the answer."""
+    recalled: bool = False
+    """Whether the disk was asked for its beginning."""
 
     @property
-    def finished(self) -> bool:
-        return len(self.answer) == self.limit or self.answer[-1] in self.sampler.sampling.stop_ids
+    def num_drawn(self) -> int:
+        return len(self.job.tokens) - self.job.num_prompt
+
+
+class Engine:
+    """See the module."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        context: int | None = None,
+        cache_type: str = "bf16",
+        max_batch: int = 16,
+        max_waiting: int = 256,
+        cache_tokens: int | None = None,
+        chunk: int = CHUNK,
+        beside: int = BESIDE,
+        share_prefixes: bool = True,
+        prefixes: PrefixStore | None = None,
+    ) -> None:
+        """context: tokens that a prompt and its answer may fill together; None means all that the model has.
+
+        cache_type: as in `loop.new_cache`. max_batch: requests answered together. max_waiting: requests that wait for
+        that, beyond which `submit` refuses. cache_tokens: tokens whose keys and values there is room for, all requests
+        and what is remembered of earlier ones together; by default as much as makes sense and the machine has. Less
+        than the context shortens that. chunk: tokens of prompts in a step where nothing decodes; beside: where
+        something does. share_prefixes: whether keys and values of a beginning that was computed serve again; prefixes:
+        where to keep those of prompts beyond the end of the process, too.
+
+        Raises RequestError for a value out of range, KernelError as `loop.new_cache`.
+        """
+        given = {"max_batch": max_batch, "max_waiting": max_waiting, "chunk": chunk, "beside": beside}
+        for name, value in given.items():
+            if value < 1:
+                raise RequestError(f"{name} is {value}: give at least 1")
+        context = checked_context(model, context)
+        check_cache_type(model, cache_type)
+        if cache_tokens is None:
+            cache_tokens = default_cache_tokens(model, context=context, max_batch=max_batch, cache_type=cache_type)
+        elif cache_tokens < PAGE:
+            raise RequestError(f"cache_tokens is {cache_tokens}: give at least {PAGE}")
+        self.context = min(context, num_blocks(cache_tokens) * PAGE)
+        """Tokens that a prompt and its answer may fill together."""
+        pages = room(model.config, cache_tokens=cache_tokens, max_batch=max_batch, chunk=max(chunk, beside))
+        self.max_waiting = max_waiting
+        self._vocab_size = model.config.vocab_size
+        self._runner = Runner(model, pages.num_pages, cache_type)
+        pools = {window: Pool(count) for window, count in pages.num_pages.items()}
+        self._scheduler = Scheduler(
+            pools,
+            max_batch=max_batch,
+            chunk=chunk,
+            beside=beside,
+            share_prefixes=share_prefixes,
+        )
+        self._blocks = pools.get(None) or next(iter(pools.values()))
+        self._prefixes = prefixes if share_prefixes else None
+        self._live: dict[int, _Live] = {}
+        self._cancelled: list[tuple[int, Output]] = []
+        self._next_id = 0
+        self._batch = self._steps = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    # ---------------------------------------------------------------- requests
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError for what `submit` would refuse. Any thread may call it."""
+        check_prompt(request.prompt, vocab_size=self._vocab_size, context=self.context)
+        check_bias(request.sampling, vocab_size=self._vocab_size)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; returns its id. Raises RequestError for a bad prompt, BusyError where the queue is full."""
+        self.check(request)
+        if self.num_waiting >= self.max_waiting:
+            raise BusyError(f"{self.num_waiting} requests are waiting already: try again later")
+        return self.accept(request)
+
+    def accept(self, request: Request) -> int:
+        """As `submit`, where the caller has checked the request and the length of the queue."""
+        job = self._scheduler.submit(self._next_id, request.prompt)
+        self._next_id += 1
+        self._live[job.id] = _Live(
+            request=request,
+            job=job,
+            sampler=Sampler(request.sampling, request.prompt),
+            limit=answer_limit(request.sampling, job.num_prompt, self.context),
+        )
+        return job.id
+
+    def cancel(self, request_id: int) -> None:
+        """End a request; its room is free at once, and its last output comes with the next step.
+
+        Ids that nobody has, or that have ended, are no error.
+        """
+        live = self._live.get(request_id)
+        if live is not None:
+            self._cancelled.append((request_id, self._end(live, "cancelled")))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not running yet, or not at the moment. Any thread may ask."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return bool(self._live or self._cancelled)
+
+    # ---------------------------------------------------------------- a step
+
+    def step(self) -> list[tuple[int, Output]]:
+        """One forward pass at most: what each request has new, by id. Empty where there is nothing to do."""
+        outputs, self._cancelled = self._cancelled, []
+        if self._prefixes is not None:
+            self._recall(self._prefixes)
+        chunks = self._scheduler.plan()
+        if not chunks:
+            return outputs
+        self._batch, self._steps = len(chunks), self._steps + 1
+        try:
+            x_RD = self._runner.forward(chunks)
+        except Exception as error:  # The boundary: whatever it is ends these requests, not the engine.
+            log.exception("a step failed")
+            return [*outputs, *((c.job.id, self._end(self._live[c.job.id], "error", error)) for c in chunks)]
+        for chunk in chunks:
+            self._scheduler.advance(chunk)
+        drawing = [self._live[chunk.job.id] for chunk in chunks if chunk.draws]
+        if drawing:
+            drawn = self._runner.draw(x_RD, [live.sampler for live in drawing], [self._mask(live) for live in drawing])
+            outputs += [(live.job.id, self._told(live, one)) for live, one in zip(drawing, drawn, strict=True)]
+        return outputs
+
+    def _recall(self, prefixes: PrefixStore) -> None:
+        """What the requests that may begin now have on disk, once each."""
+        for job in self._scheduler.next_jobs():
+            live = self._live[job.id]
+            if not live.recalled:
+                live.recalled = True
+                extend_keys(job.keys, job.tokens)
+                recall(prefixes, self._runner, job.tables, job.keys[: (job.num_prompt - 1) // PAGE])
+
+    def _mask(self, live: _Live) -> Mask | Exception | None:
+        constraint = live.request.constraint
+        if constraint is None:
+            return None
+        try:
+            return constraint.mask(live.limit - live.num_drawn)
+        except Exception as error:  # The boundary: it ends its own request alone.
+            log.exception("the constraint of request %d failed", live.job.id)
+            return error
+
+    def _told(self, live: _Live, drawn: Drawn | Exception) -> Output:
+        """What the request hears of what was drawn for it."""
+        request, job = live.request, live.job
+        if request.constraint is not None and isinstance(drawn, Drawn):
+            try:
+                request.constraint.accept(drawn.token)
+            except Exception as error:  # The boundary, as above.
+                log.exception("the constraint of request %d failed", job.id)
+                drawn = error
+        if isinstance(drawn, Exception):
+            return self._end(live, "error", drawn)
+        if live.num_drawn == 0:
+            self._prompt_tokens += job.num_prompt
+            self._cached_tokens += job.cached_tokens or 0
+            if self._prefixes is not None:
+                keep(self._prefixes, self._runner, job.tables, job.keys[: job.num_prompt // PAGE])
+        self._scheduler.append(job, drawn.token)
+        self._generated_tokens += 1
+        if drawn.token in request.sampling.stop_ids:
+            return self._end(live, "stop", drawn=(drawn,))
+        if live.num_drawn == live.limit:
+            return self._end(live, "length", drawn=(drawn,))
+        return Output(drawn=(drawn,), cached_tokens=job.cached_tokens or 0)
+
+    def _end(
+        self, live: _Live, finish: Finish, error: Exception | None = None, *, drawn: tuple[Drawn, ...] = ()
+    ) -> Output:
+        del self._live[live.job.id]
+        self._scheduler.finish(live.job, forget=error is not None)
+        line = None if error is None else str(error) if isinstance(error, OssiaError) else f"internal error: {error!r}"
+        return Output(drawn=drawn, cached_tokens=live.job.cached_tokens or 0, finish=finish, error=line)
+
+    # ---------------------------------------------------------------- looking in
+
+    def stats(self) -> Stats:
+        """How things stand. Any thread may ask."""
+        return Stats(
+            waiting=len(self._scheduler.waiting),
+            running=len(self._scheduler.running),
+            batch=self._batch,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self._scheduler.preemptions,
+            used_blocks=self._blocks.num_held,
+            num_blocks=self._blocks.num_pages,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise OssiaError, which names what leaked, unless all books are right. Idle means that nothing is held."""
+        self._scheduler.check_integrity()
+        jobs = {job.id for job in (*self._scheduler.running, *self._scheduler.waiting)}
+        if jobs != set(self._live):
+            raise OssiaError(f"requests {sorted(jobs ^ set(self._live))} are scheduled and have ended, or the reverse")
+
+
+def default_cache_tokens(model: Transformer, *, context: int, max_batch: int, cache_type: str) -> int:
+    """The room that an engine has where it is told nothing: the whole context for one request, and some for the others.
+
+    Less where memory is short: no more than a share of what the weights leave.
+    """
+    tokens = context + (max_batch - 1) * min(context, _TOKENS_EACH)
+    scale = model.norm.scale
+    if scale.device.type != "cpu":
+        return tokens
+    # Weights that are mapped from a file seem free to the system, but reading them again and again is no way to run.
+    weights = sum(each.nbytes for name, each in tensors_of(model).items() if not name.startswith("embedding."))
+    left = _CACHE_SHARE * min(memory.available_memory(), memory.machine_memory() - weights)
+    itemsize = 2 if holds_pages(model) else scale.dtype.itemsize
+
+    def num_bytes(cache_tokens: int) -> int:
+        return room(
+            model.config,
+            cache_tokens=cache_tokens,
+            max_batch=max_batch,
+            chunk=CHUNK,
+            cache_type=cache_type,
+            itemsize=itemsize,
+        ).num_bytes
+
+    while tokens > PAGE and num_bytes(tokens) > left:
+        tokens = max(PAGE, tokens * 7 // 8)
+    return tokens
 
 
 def generate_batch(
@@ -202,7 +316,7 @@ def generate_batch(
 
     `sampling` is one for all or one a prompt; each request draws from its own random stream, as it would in `generate`.
     When one finishes, the next prompt takes its place. `dict(generate_batch(...))` has the answers by index.
-    Raises RequestError at once, as `generate`, naming the prompt.
+    Raises RequestError at once, as `generate`, naming the prompt; KernelError where a request fails.
     """
     if sampling is None or isinstance(sampling, Sampling):
         sampling = [sampling or Sampling()] * len(prompts)
@@ -210,41 +324,38 @@ def generate_batch(
         raise RequestError(f"{len(prompts)} prompts and {len(sampling)} samplings: give one for all, or one a prompt")
     if max_batch < 1:
         raise RequestError(f"max_batch is {max_batch}: give at least 1")
-    context = _checked_context(model, context)
-    for index, prompt in enumerate(prompts):
+    context = checked_context(model, context)
+    longest = 1
+    for index, (prompt, one) in enumerate(zip(prompts, sampling, strict=True)):
         try:
             check_prompt(prompt, vocab_size=model.config.vocab_size, context=context)
         except RequestError as error:
             raise RequestError(f"prompts[{index}]: {error}") from None
-    limits = [answer_limit(one, len(prompt), context) for one, prompt in zip(sampling, prompts, strict=True)]
-    needed = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=1)
-    free = new_caches(model, min(max_batch, len(prompts)), context=needed, cache_type=cache_type)
-    waiting = iter(zip(range(len(prompts)), sampling, limits, strict=True))
+        longest = max(longest, len(prompt) + answer_limit(one, len(prompt), context))
+    max_batch = min(max_batch, max(1, len(prompts)))
+    engine = Engine(
+        model,
+        context=longest,
+        cache_type=cache_type,
+        max_batch=max_batch,
+        max_waiting=max(1, len(prompts)),
+        cache_tokens=max_batch * num_blocks(longest) * PAGE,
+        chunk=chunk,
+        beside=chunk,  # Nobody waits for the next token.
+    )
+    ids = {
+        engine.submit(Request(prompt=tuple(prompt), sampling=one)): index
+        for index, (prompt, one) in enumerate(zip(prompts, sampling, strict=True))
+    }
 
     def finished() -> Iterator[tuple[int, list[int]]]:
-        running: list[_Running] = []
-        while True:
-            while free and (new := next(waiting, None)) is not None:
-                index, one, limit = new
-                started = _Running(index=index, cache=free.pop(), sampler=Sampler(one), limit=limit)
-                started.answer.append(started.sampler.draw(prefill(model, prompts[index], started.cache, chunk=chunk)))
-                running.append(started)
-                if started.finished:
-                    break
-            ended = [one for one in running if one.finished]
-            running = [one for one in running if not one.finished]
-            for one in ended:
-                one.cache.clear()
-                free.append(one.cache)
-                yield one.index, one.answer
-            if ended:
-                continue
-            if not running:
-                return
-            running.sort(key=lambda one: one.cache.length)  # Like lengths side by side need less padding.
-            tokens = [one.answer[-1] for one in running]
-            drawn = _next_tokens(model, tokens, [one.cache for one in running], [one.sampler for one in running])
-            for one, token in zip(running, drawn, strict=True):
-                one.answer.append(token)
+        answers: dict[int, list[int]] = {request: [] for request in ids}
+        while engine.has_work:
+            for request, output in engine.step():
+                answers[request] += [drawn.token for drawn in output.drawn]
+                if output.finish == "error":
+                    raise KernelError(output.error or "a request failed")
+                if output.finish:
+                    yield ids[request], answers.pop(request)
 
     return finished()

@@ -1,20 +1,24 @@
 """What is asked of the engine, checked before any work is done, and what it answers. Pure Python, no torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from ossia.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token is drawn, and when to stop. Raises RequestError for a value out of range.
 
-    The filters apply in the order top_k, top_p, min_p, each to the probabilities at the given temperature.
+    The model's logits go through, in this order: repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+    the request's constraint, temperature; then the filters top_k, top_p, min_p, each on the probabilities that the one
+    before has left. Temperature 0 takes the likeliest after the constraint.
     """
 
     temperature: float = 1.0
@@ -31,6 +35,16 @@ class Sampling:
     """Longest answer; None goes on to the end of the context."""
     stop_ids: frozenset[int] = frozenset()
     """An answer ends with the first of these, which it includes."""
+    repetition_penalty: float = 1.0
+    """Of each token in prompt or answer: a positive logit is divided by it, a negative one multiplied."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the answer has; -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token once for each time that the answer has it; -2 to 2."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Added to the logits of these tokens; -100 to 100."""
+    logprobs: int | None = None
+    """Log-probabilities: None for none, else of the token drawn and of so many of the likeliest, 0 to 20."""
 
     def __post_init__(self) -> None:
         _check_real("temperature", self.temperature, 0.0, math.inf)
@@ -44,6 +58,27 @@ class Sampling:
         if self.max_tokens is not None:
             _check_whole("max_tokens", self.max_tokens, 1)
         object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        _check_real("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise RequestError("repetition_penalty is 0: give a number above 0; 1 changes nothing")
+        _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        for token, bias in self.logit_bias.items():
+            _check_whole("a token of logit_bias", token, 0)
+            _check_real(f"logit_bias of token {token}", bias, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+        if self.logprobs is not None:
+            _check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether penalties or a bias change the logits."""
+        return bool(self.logit_bias) or self.repetition_penalty != 1 or self.counts_answer
+
+    @property
+    def counts_answer(self) -> bool:
+        """Whether the logits depend on how often the answer has a token."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 Mask = Any
@@ -124,6 +159,12 @@ def check_prompt(token_ids: Sequence[int], *, vocab_size: int, context: int, roo
                 f"token id {token} at index {index} is outside the vocabulary of {vocab_size}: "
                 "encode the prompt with this model's tokenizer"
             )
+
+
+def check_bias(sampling: Sampling, *, vocab_size: int) -> None:
+    """Raise RequestError where logit_bias names a token that the model does not have."""
+    if (token := max(sampling.logit_bias, default=0)) >= vocab_size:
+        raise RequestError(f"logit_bias has token id {token}, outside the vocabulary of {vocab_size}: leave it out")
 
 
 def answer_limit(sampling: Sampling, prompt_length: int, context: int) -> int:

@@ -104,14 +104,22 @@ def _resolve(raw: Any, place: _Place) -> _Node:
 
 
 def _lookup(ref: Any, place: _Place) -> Schema:
-    target: Any = place.root if isinstance(ref, str) and ref.startswith("#/") else None
+    target = pointed_to(ref, place.root)
+    if not isinstance(target, Mapping):
+        raise place.error(f"has $ref {ref!r}, which leads nowhere in this schema")
+    return target
+
+
+def pointed_to(ref: Any, root: Schema) -> Any:
+    """What a `$ref` into the schema `root` leads to; None where it leads nowhere."""
+    if ref == "#":
+        return root
+    target: Any = root if isinstance(ref, str) and ref.startswith("#/") else None
     for step in unquote(str(ref)).split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(target, list):
             target = {str(index): item for index, item in enumerate(target)}
         target = target.get(step) if isinstance(target, Mapping) else None
-    if not isinstance(target, Mapping):
-        raise place.error(f"has $ref {ref!r}, which leads nowhere in this schema")
     return target
 
 

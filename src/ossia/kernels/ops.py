@@ -191,7 +191,11 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "rms_norm": {"reference": "reference:rms_norm", "torch": "torch_ops:rms_norm", "cpu": "cpu_packed:rms_norm"},
     "rope": {"reference": "reference:rope", "torch": "torch_ops:rope", "cpu": "cpu_packed:rope"},
     "attention": {"reference": "reference:attention", "torch": "torch_ops:attention"},
-    "attention_paged": {"reference": "reference_paged:attention_paged", "cpu": "cpu_attention:attention_paged"},
+    "attention_paged": {
+        "reference": "reference_paged:attention_paged",
+        "torch": "torch_paged:attention_paged",
+        "cpu": "cpu_attention:attention_paged",
+    },
     "experts": {"reference": "reference:experts", "torch": "torch_ops:experts"},
     "experts_mxfp4": {
         "reference": "reference:experts_mxfp4",

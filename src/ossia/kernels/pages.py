@@ -36,14 +36,14 @@ class Pages:
     """One layer's pages."""
 
     keys: Tensor
-    """bfloat16 or int8 [P, G, H, 64]."""
+    """bfloat16 or int8 [P, G, H, 64]; in `plain_pages` any floating type."""
     values: Tensor
-    """bfloat16 or int8 [P, G, 64, W]; what lies beyond H is never read."""
+    """The same type [P, G, 64, W]; what lies beyond H is never read."""
     key_scales: Tensor | None = None
     """float32 [P, G, 64], with int8."""
     value_scales: Tensor | None = None
     arrays: tuple[Any, Any, Any, Any] = field(init=False, repr=False, compare=False)
-    """The same memory in numpy's terms, bfloat16 as uint16: what the native kernels are given."""
+    """The same memory in numpy's terms, bfloat16 as uint16: what the native kernels are given. None elsewhere."""
 
     def __post_init__(self) -> None:
         arrays = (_array(self.keys), _array(self.values), _array(self.key_scales), _array(self.value_scales))
@@ -62,7 +62,7 @@ class Pages:
 
 
 def _array(x: Tensor | None) -> Any:
-    if x is None:
+    if x is None or x.device.type != "cpu":
         return None
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
@@ -90,6 +90,12 @@ def empty_pages(num_pages: int, num_groups: int, head_dim: int, cache_type: str 
             f"this machine refuses the memory of {num_pages * PAGE:,} tokens of keys and values: "
             "choose a smaller context, or q8 as cache type"
         ) from None
+
+
+def plain_pages(num_pages: int, num_groups: int, head_dim: int, like: Tensor) -> Pages:
+    """As `empty_pages`, in the type and on the device of `like`: for kernels that are not native."""
+    keys, values = (num_pages, num_groups, head_dim, PAGE), (num_pages, num_groups, PAGE, _width(head_dim))
+    return Pages(keys=like.new_empty(keys), values=like.new_empty(values))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
