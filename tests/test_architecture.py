@@ -33,6 +33,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "llm": frozenset({"engine", "model", "kernels", "harmony", "reply", "__init__"}),
     "bench": frozenset({"llm", "engine", "model", "kernels"}),
     "release": frozenset({"model", "harmony", "kernels"}),
+    "server": frozenset({"llm", "engine", "harmony", "__init__"}),
     "cli": ANYTHING,
     "__init__": ANYTHING,
     "__main__": frozenset({"cli"}),
@@ -42,15 +43,20 @@ ALLOWED: dict[str, frozenset[str]] = {
 FORBIDDEN: dict[str, frozenset[str]] = {
     "config": frozenset({"torch", "numpy"}),
     "errors": frozenset({"torch", "numpy"}),
-    "harmony": frozenset({"torch", "numpy", "http", "urllib.request", "requests", "httpx", "huggingface_hub"}),
+    "harmony": frozenset(
+        {"torch", "numpy", "http", "urllib.request", "requests", "httpx", "huggingface_hub", "llguidance"}
+    ),
+    "server": frozenset({"torch", "numpy"}),
     "engine/request": frozenset({"torch", "numpy"}),
+    "engine/blocks": frozenset({"torch", "numpy"}),
+    "engine/scheduler": frozenset({"torch", "numpy"}),
 }
 
 # What `import ossia` and `import ossia.cli` must leave alone: torch, web frameworks, training libraries, other parts.
 NEVER_AT_IMPORT = (
-    "torch triton aiohttp fastapi flask starlette uvicorn httpx requests huggingface_hub transformers tokenizers "
+    "torch triton aiohttp llguidance openai prometheus_client fastapi flask starlette uvicorn httpx requests huggingface_hub transformers tokenizers "
     "datasets peft trl accelerate deepspeed reasoning_gym matplotlib pytest prompt_toolkit "
-    "ossia.train ossia.cli ossia.evals ossia.bench ossia.release"
+    "ossia.train ossia.cli ossia.evals ossia.bench ossia.release ossia.server"
 ).split()
 
 

@@ -109,6 +109,8 @@ class Engine:
             raise RequestError(f"cache_tokens is {cache_tokens}: give at least {PAGE}")
         self.context = min(context, num_blocks(cache_tokens) * PAGE)
         """Tokens that a prompt and its answer may fill together."""
+        if self.context < context:
+            log.info("there is room for a context of %d tokens of %d", self.context, context)
         pages = room(model.config, cache_tokens=cache_tokens, max_batch=max_batch, chunk=max(chunk, beside))
         self.max_waiting = max_waiting
         self._vocab_size = model.config.vocab_size

@@ -63,11 +63,11 @@ class Sampler:
             return Drawn(token=token)
         total = float(raw_V.logsumexp(dim=-1))
         best_K, ids_K = raw_V.topk(min(self.sampling.logprobs, len(raw_V)))
-        top = sorted(zip(ids_K.tolist(), best_K.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
+        best: list[tuple[float, int]] = sorted(zip((-best_K).tolist(), ids_K.tolist(), strict=True))
         return Drawn(
             token=token,
             logprob=float(raw_V[token]) - total,
-            top=tuple((other, score - total) for other, score in top),
+            top=tuple((other, -score - total) for score, other in best),
         )
 
 

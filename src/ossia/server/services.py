@@ -1,0 +1,44 @@
+"""What the routes work with, and how they get at it."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from ossia.server.bridge import Bridge
+from ossia.server.errors import ApiError
+from ossia.server.memory import Memory
+from ossia.server.metrics import Metrics
+from ossia.server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = "ossia.request_id"
+"""Key of the scope under which a request's id is found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """One application's; `services(request)` finds them."""
+
+    bridge: Bridge
+    settings: Settings
+    metrics: Metrics
+    memory: Memory
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError for the name of another model than the one that is served; None is no name."""
+        if name is not None and name != self.settings.model_name:
+            what = f"there is no model {name[:100]!r} here: this is {self.settings.model_name}"
+            raise ApiError(404, what, param="model", code="model_not_found")
+
+    def tell_of(self, request: Request, asked: Any) -> None:
+        """Write what was asked to the log, where that is wanted."""
+        if self.settings.log_prompts:
+            log.info("%s asked %r", request.scope.get(REQUEST_ID), asked)
+
+
+def services(request: Request) -> Services:
+    """A dependency of the routes."""
+    return request.app.state.services
