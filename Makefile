@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --roo
 NATIVE := CMakeLists.txt $(wildcard csrc/*.* csrc/bindings/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format asan clean FORCE
+.PHONY: help run test check format asan web clean FORCE
 
 help:
 	@echo 'make run [PROMPT="..."]   install if need be, and let the bundled model answer'
@@ -21,6 +21,7 @@ help:
 	@echo 'make check                style and types'
 	@echo 'make format               mend the style'
 	@echo 'make asan                 run the tests of the native kernels with every access to memory checked'
+	@echo 'make web                  build the chat page anew from web/ (needs Node; nothing else does)'
 	@echo 'make clean                remove what was installed and built'
 
 run: $(VENV)/ready-run
@@ -48,6 +49,10 @@ asan: $(VENV)/ready-dev
 	$(BIN)/cmake --build build/asan
 	LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python tests/kernels/sanitized.py build/asan
+
+# The page that `ossia serve` shows: built files are kept under src/ossia/server/web, so that no installation needs Node.
+web:
+	cd web && npm ci && npm run build
 
 clean:
 	rm -rf $(VENV) build

@@ -24,6 +24,12 @@ from ossia.errors import RequestError
         ("seed", 2**63, "seed is 9223372036854775808: give a whole number from 0"),
         ("max_tokens", 0, "max_tokens is 0: give a whole number of at least 1"),
         ("max_tokens", True, "max_tokens is True: give a whole number"),
+        ("repetition_penalty", 0, "repetition_penalty is 0: give a number above 0"),
+        ("presence_penalty", 2.5, "presence_penalty is 2.5: give a number between -2 and 2"),
+        ("frequency_penalty", -3, "frequency_penalty is -3: give a number between -2 and 2"),
+        ("logit_bias", {5: 101}, "logit_bias of token 5 is 101: give a number between -100 and 100"),
+        ("logit_bias", {"5": 1}, "a token of logit_bias is '5': give a whole number"),
+        ("logprobs", 21, "logprobs is 21: give a whole number from 0 to 20"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field: str, value: object, says: str) -> None:
@@ -35,6 +41,11 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: object, says
 def test_the_edges_of_each_range_are_allowed() -> None:
     Sampling(temperature=0, top_p=1, min_p=0, top_k=0, seed=0, max_tokens=1)
     Sampling(temperature=100, top_p=1e-9, min_p=1, top_k=10**9, seed=2**63 - 1)
+    Sampling(repetition_penalty=1e-3, presence_penalty=-2, frequency_penalty=2, logit_bias={0: -100, 1: 100}, logprobs=0)
+    given = {1: 2.0}
+    kept = Sampling(logit_bias=given, logprobs=20)
+    given[1] = 3.0
+    assert kept.logit_bias == {1: 2.0}
     assert Sampling(stop_ids=[3, 3]).stop_ids == frozenset({3})
 
 

@@ -12,8 +12,6 @@ from tests.server.conftest import Scripted
 from tests.server.fake import CONFIG, said, turn_ids
 from tests.server.test_chat import TOOL, comparable, replay
 
-from ossia.harmony.messages import Message
-
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hi"}
 
@@ -33,7 +31,9 @@ def schema(value: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": value, "strict": True}}
 
 
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
+JSON = {"type": "json_object"}
+
+REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": []}, "messages", "at least 1 item"),
     ({"messages": "Hi"}, "messages", "list"),
     ({"messages": [3]}, "messages[0]", "dictionary"),
@@ -75,7 +75,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"seed": -1}, "seed", "greater than or equal to 0"),
     ({"seed": 10**30}, "seed", "less than or equal to"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
-    ({"logit_bias": {"7": 101}}, None, "less than or equal to 100"),  # type: ignore[list-item]
+    ({"logit_bias": {"7": 101}}, None, "less than or equal to 100"),
     ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"reasoning_effort": "none"}, "reasoning_effort", "'none': the model knows low, medium, high"),
@@ -103,13 +103,13 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": schema({"type": "colour"})}, "response_format.json_schema.schema", "colour"),
     ({"response_format": schema({"$ref": "#/nowhere"})}, "response_format.json_schema.schema", "nowhere"),
     ({"response_format": {"type": "text", "colour": 1}}, "response_format.colour", "unknown parameter"),
-    ({"structured_outputs": {"regex": "("}}, None, "regex"),  # type: ignore[list-item]
+    ({"structured_outputs": {"regex": "("}}, None, "regex"),
     (
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
         "structured_outputs",
         "exclude",
     ),
-    ({"response_format": {"type": "json_object"}, "max_tokens": 2}, "max_tokens", "max_tokens is 2: the shortest"),
+    ({"response_format": JSON, "max_tokens": 2}, "max_tokens", "max_tokens is 2: the shortest"),
 ]
 
 
@@ -165,7 +165,7 @@ def test_what_completions_refuse(served: Scripted, change: dict[str, Any], param
         (b"[" * 100_000, "nested more than 128 levels"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested more than 128 levels"),
         (b"[]", "dictionary"),
-        (b"null", "missing"),
+        (b"null", "dictionary"),
         (b'"a"', "dictionary"),
     ],
     ids=lambda value: str(value[:24]),
@@ -183,30 +183,26 @@ def test_a_body_that_is_not_declared_as_json(served: Scripted) -> None:
     assert error["message"]
 
 
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}}
+
+
 @pytest.mark.parametrize(
-    ("change", "reached"),
+    "change",
     [
-        ({"logit_bias": {"4999": 1}}, False),
-        ({"tools": [TOOL], "max_tokens": 1}, True),
-        ({"tools": [TOOL], "tool_choice": "none", "max_tokens": 50}, True),
-        ({"response_format": {"type": "text"}, "modalities": ["text"], "store": False, "service_tier": "auto"}, True),
-        ({"parallel_tool_calls": False, "verbosity": "medium", "prompt_cache_key": "k"}, True),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}}, True),
-        (
-            {
-                "tools": [TOOL],
-                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}},
-            },
-            True,
-        ),
-        ({"structured_outputs": {"regex": "[ab]+"}}, True),
+        {"tools": [TOOL], "max_tokens": 1},
+        {"tools": [TOOL], "tool_choice": "none", "max_tokens": 50},
+        {"response_format": {"type": "text"}, "modalities": ["text"], "store": False, "service_tier": "auto"},
+        {"parallel_tool_calls": False, "verbosity": "medium", "prompt_cache_key": "k"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+        {"tools": [TOOL], "tool_choice": ALLOWED},
+        {"structured_outputs": {"regex": "[ab]+"}},
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_what_chat_takes(served: Scripted, change: dict[str, Any], reached: bool) -> None:
+def test_what_chat_takes(served: Scripted, change: dict[str, Any]) -> None:
     served.script(said("final", "Hi"))
     status, _, content = served.ask("POST", CHAT, {"model": "demo", "messages": [USER], **change})
-    assert (status == 200) == reached, content
+    assert status == 200, content
 
 
 def test_a_free_answer_may_be_cut_though_functions_are_offered(served: Scripted) -> None:
@@ -224,14 +220,8 @@ def hostile(seed: int, served: Scripted) -> list[int]:
     """Something like harmony, or nothing like it."""
     draw, tokenizer = random.Random(seed), served.bridge.tokenizer
     special = sorted(tokenizer.special_ids)
-    turn = turn_ids(
-        tokenizer,
-        said("analysis", "<script>alert(1)</script>"),
-        Message(
-            role="assistant", channel="commentary", recipient="functions.f", content='{"a": [}', content_type="json"
-        ),
-        said("final", '\x00\u2028"\\'),
-    )
+    call, answer = said("commentary", '{"a": [}', "functions.f"), said("final", '\x00\u2028"\\')
+    turn = turn_ids(tokenizer, said("analysis", "<script>alert(1)</script>"), answer) + turn_ids(tokenizer, call)
     match seed % 4:
         case 0:
             ids = [draw.randrange(CONFIG.vocab_size) for _ in range(80)]

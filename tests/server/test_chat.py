@@ -42,7 +42,10 @@ def replay(chunks: list[ChatCompletionChunk]) -> ChatCompletion:
     state: Any = ChatCompletionStreamState()
     for chunk in chunks:
         state.handle_chunk(chunk)
-    return state.get_final_completion()
+    try:
+        return state.get_final_completion()
+    except openai.LengthFinishReasonError as error:
+        return error.completion
 
 
 def comparable(completion: Any) -> dict[str, Any]:

@@ -47,15 +47,20 @@ class Sampler:
         if raw_V.max().isnan():
             raise KernelError(NOT_NUMBERS)
         scores_V = raw_V if self._penalties is None else self._penalties.applied(raw_V)
-        if mask is not None:
-            scores_V = scores_V.masked_fill(~allowed(mask, len(scores_V)), -torch.inf)
-        if self.sampling.temperature == 0:
-            token = int(scores_V.argmax())
+        if mask is None:
+            token = self._chosen(scores_V)
         else:
-            token = int(torch.multinomial(probabilities(scores_V, self.sampling), 1, generator=self._random))
+            ids_K = allowed(mask, len(scores_V))
+            token = int(ids_K[self._chosen(scores_V[ids_K])])
         if self._penalties is not None:
             self._penalties.count(token)
         return self._told(token, raw_V)
+
+    def _chosen(self, scores: Tensor) -> int:
+        """The place of the token among the scores."""
+        if self.sampling.temperature == 0:
+            return int(scores.argmax())
+        return int(torch.multinomial(probabilities(scores, self.sampling), 1, generator=self._random))
 
     def _told(self, token: int, raw_V: Tensor) -> Drawn:
         """With the log-probabilities asked for."""
@@ -106,9 +111,9 @@ class _Penalties:
 
 
 def allowed(mask: np.ndarray, vocab_size: int) -> Tensor:
-    """bool [V] of a Constraint's mask."""
+    """int64 [K], the ids in a Constraint's mask."""
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little", count=vocab_size)
-    return torch.from_numpy(bits).bool()
+    return torch.from_numpy(np.flatnonzero(bits))
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

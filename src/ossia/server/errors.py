@@ -18,7 +18,7 @@ from ossia.server.bridge import ClosingError, GenerationError, GenerationTimeout
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = {"retry-after": "1"}
-_PLACE = re.compile(r"[a-z_]+(?:(?:\[\d+\]|\.[A-Za-z0-9_$-]+)+(?=[ :]|$)|(?= is |: ))")
+_PLACE = re.compile(r"[a-z_]+(?:(?:\[\d+\]|\.[A-Za-z0-9_$-]+)+(?=[ :]|$)|(?= (?:is|has|of) |: ))")
 """A parameter or a place in one at the beginning of a message: `temperature is 3`, `messages[3].content is missing`."""
 
 

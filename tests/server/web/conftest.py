@@ -1,4 +1,4 @@
-"""A browser, a page in it, and a server that answers as a test says. What no page may do is asserted after every test."""
+"""A browser, a page in it, and a server that answers as a test says. After every test: did the page keep its bounds?"""
 
 import shutil
 import threading
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-
 from tests.server.web.fake import WEB, Fake
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def failures() -> list[str]:
 
 @pytest.fixture
 def page(browser: "Browser", options: dict[str, Any], failures: list[str]) -> "Iterator[Page]":
-    """An empty page. At the end: no script failed, no policy was broken, no other host was asked, no dialog was opened."""
+    """An empty page. At the end: no script failed, no policy was broken, no other host asked, no dialog opened."""
     context = browser.new_context(**options)
     context.set_default_timeout(PATIENCE)
     context.grant_permissions(["clipboard-read", "clipboard-write"])

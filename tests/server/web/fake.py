@@ -1,4 +1,4 @@
-"""A server of the page alone: the built files under the page's policy, and an API that answers as a test has written."""
+"""A server of the page alone: the built files under the page's policy, and an API that answers as a test says."""
 
 import json
 import mimetypes

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.server.web.fake import WEB
 
 SOURCES = Path(__file__).parents[3] / "web"

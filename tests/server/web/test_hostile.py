@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.server.web.fake import Fake, call, reasoning, stop, text
 
 if TYPE_CHECKING:
@@ -41,7 +40,10 @@ HOSTILE = [
     "\u202ereversed\u202c \u0000 \ud83d broken",
 ]
 
-FORBIDDEN = "script, img, iframe, object, embed, form, style, link, video, audio, foreignObject, [onerror], [onload], [style]:not(textarea)"
+FORBIDDEN = (
+    "script, img, iframe, object, embed, form, style, link, video, audio, foreignObject, "
+    "[onerror], [onload], [onfocus], [style]:not(textarea)"
+)
 
 
 def test_hostile_output_is_text(chat: "Page", fake: Fake) -> None:

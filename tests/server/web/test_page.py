@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from tests.server.web.conftest import PATIENCE
 from tests.server.web.fake import Drop, Fake, Refuse, Step, Wait, call, echo, reasoning, stop, text
 
@@ -386,9 +385,15 @@ def test_a_connection_that_breaks_loses_nothing(chat: "Page", fake: Fake) -> Non
     ("steps", "sentence"),
     [
         ([Refuse(status=503, message="the queue is full")], "The server is busy: the queue is full"),
-        ([Refuse(status=400, message="the prompt is too long")], "The server refused this (400): the prompt is too long"),
+        (
+            [Refuse(status=400, message="the prompt is too long")],
+            "The server refused this (400): the prompt is too long",
+        ),
         ([Refuse(status=500, message="it is broken")], "The server failed (500): it is broken"),
-        ([text("so"), Refuse(status=500, message="no memory")], "The server failed: no memory What had arrived is kept."),
+        (
+            [text("so"), Refuse(status=500, message="no memory")],
+            "The server failed: no memory What had arrived is kept.",
+        ),
     ],
 )
 def test_an_error_is_a_sentence(chat: "Page", fake: Fake, steps: Sequence[Step], sentence: str) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.server.serving import Served, serving
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def test_the_bundled_model_is_talked_to(page: "Page", served: Served) -> None:
     policy = answer.headers["content-security-policy"]
     for part in ("default-src 'none'", "script-src 'self'", "connect-src 'self'"):
         assert part in policy
-    page.get_by_label("API key", exact=True).fill("a key")
+    page.get_by_role("textbox", name="API key").fill("a key")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="What is 4213 + 2789?").click()
     page.locator(".facts").wait_for()

@@ -1,6 +1,6 @@
 // What the model is told and how it is sampled, for the open conversation and those begun after it.
 
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { DEFAULTS, type Settings } from "../model/schema";
 import { EXAMPLE_TOOLS, readTools } from "../model/tools";
 import { adjust, adjusting, current } from "../state/app";
@@ -37,6 +37,7 @@ export function SettingsPanel() {
   const chat = current.value;
   const settings = chat.settings.value;
   const panel = useRef<HTMLElement>(null);
+  const [resets, setResets] = useState(0);
   const close = () => {
     adjusting.value = false;
     document.querySelector<HTMLElement>("#settings-toggle")?.focus();
@@ -70,7 +71,7 @@ export function SettingsPanel() {
       </label>
       <section class="numbers" aria-label="Sampling">
         {FIELDS.map((field) => (
-          <NumberField key={`${chat.id} ${field.name}`} field={field} value={settings[field.name]} />
+          <NumberField key={`${chat.id} ${resets} ${field.name}`} field={field} value={settings[field.name]} />
         ))}
       </section>
       <p class="remark">What is left empty is the server's to decide. With a seed, the same question gets the same answer.</p>
@@ -81,6 +82,7 @@ export function SettingsPanel() {
         onClick={() => {
           const { model, effort } = settings;
           adjust({ ...DEFAULTS, model, effort } satisfies Settings);
+          setResets(resets + 1);
         }}
       >
         Reset these settings
@@ -93,7 +95,7 @@ function NumberField({ field, value }: { field: Field; value: number | null }) {
   const { name, label, wanted, step, fits } = field;
   const [wrong, setWrong] = useState(false);
   const input = useRef<HTMLInputElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     // The field follows the setting, but leaves alone what is being typed ("1." is 1 already).
     const element = input.current;
     if (!element || (element.value !== "" && Number(element.value) === value)) return;

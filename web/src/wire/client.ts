@@ -3,7 +3,7 @@
 import { createParser } from "eventsource-parser";
 import * as v from "valibot";
 import type { Usage } from "../model/schema";
-import { brokenOff, reason, refused, ServerError, unreachable } from "./errors";
+import { brokenOff, ended, reason, refused, ServerError, unreachable } from "./errors";
 
 export interface Model {
   readonly id: string;
@@ -126,7 +126,7 @@ function* pieces(data: string): Generator<Piece> {
     throw new ServerError("The server sent something that cannot be read.", null);
   }
   const message = reason(parsed);
-  if (message) throw new ServerError(`The server failed: ${message}`, null);
+  if (message) throw new ServerError(`The server failed: ${ended(message)}`, null);
   const read = v.safeParse(Chunk, parsed);
   if (!read.success) throw new ServerError("The server sent something that cannot be read.", null);
   const choice = read.output.choices?.[0];

@@ -32,8 +32,11 @@ export function reason(body: unknown): string {
   return typeof error?.message === "string" ? error.message.trim() : "";
 }
 
+/** With a full stop, if nothing ends it yet. */
+export const ended = (text: string) => (/[.!?]$/.test(text) ? text : `${text}.`);
+
 function sentence(status: number, message: string, retryAfter: string | null): string {
-  const detail = message ? `: ${message}` : ".";
+  const detail = message ? `: ${ended(message)}` : ".";
   if (status === 401) return ASKS_FOR_KEY;
   if (status === 429 || status === 503) {
     const seconds = Number(retryAfter);
