@@ -1,6 +1,7 @@
 """Whole answers held to a form, by a model that knows something of it and by one that knows nothing."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -78,7 +79,7 @@ def setting(name: str) -> Setting:
     model = llm.model
     if name == "random":
         size += UNNAMED
-        model = random_model(replace(CONFIG, vocab_size=size, max_position_embeddings=2048))
+        model = random_model(replace(CONFIG, num_hidden_layers=1, layer_types=CONFIG.layer_types[:1], vocab_size=size))
     tokens = [tokenizer.token_bytes(token) if token in tokenizer else None for token in range(size)]
     return Setting(model, llm, Vocabulary(tokens, tokenizer.special))
 
@@ -93,7 +94,93 @@ def test_answers_to_a_hundred_schemas_validate(name: str) -> None:
     for seed in range(100):
         schema = random_schema(seed)
         grammar = where.grammar(response_format=json_schema(schema))
-        analysis, final = where.answer(grammar, limit=(300, 180, 140)[seed % 3], seed=seed)
+        analysis, final = where.answer(grammar, limit=(200, 150, 140)[seed % 3], seed=seed)
         assert (analysis.channel, final.channel) == ("analysis", "final")
         assert analysis.content
         jsonschema.Draft202012Validator(schema).validate(json.loads(final.content))
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+WEATHER = tool(
+    "get_weather",
+    strict=True,
+    parameters={
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["c", "f"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    },
+)
+SEARCH = tool("get_weather_map", parameters={"type": "object", "not": {"required": ["x"]}})
+PING = tool("ping")
+TOOLS = [WEATHER, SEARCH, PING]
+
+
+def check_call(call: Message) -> str:
+    """That a call is to one of the tools, with arguments that are right for it; its name."""
+    assert (call.channel, call.content_type) == ("commentary", "json")
+    name = (call.recipient or "").removeprefix("functions.")
+    arguments = json.loads(call.content)
+    assert isinstance(arguments, dict)
+    if name == "get_weather":
+        jsonschema.Draft202012Validator(WEATHER["function"]["parameters"]).validate(arguments)
+    elif name == "ping":
+        assert arguments == {}
+    else:
+        assert name == "get_weather_map"
+    return name
+
+
+@pytest.mark.parametrize("name", ["demo", "random"])
+def test_a_call_that_is_asked_for_comes(name: str) -> None:
+    where = setting(name)
+    required = where.grammar(tools=TOOLS, tool_choice="required")
+    called: set[str] = set()
+    for seed in range(8):
+        *before, call = where.answer(required, limit=110, seed=seed, tools=TOOLS)
+        assert before[0].channel == "analysis"
+        assert {message.channel for message in before} <= {"analysis", "commentary"}
+        called.add(check_call(call))
+    assert len(called) > 1 or name == "demo"
+    named = where.grammar(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "get_weather"}})
+    for seed in range(4):
+        analysis, *_, call = where.answer(named, limit=110, seed=seed, tools=TOOLS)
+        assert analysis.channel == "analysis"
+        assert check_call(call) == "get_weather"
+
+
+def test_where_the_model_may_choose_it_calls_or_answers() -> None:
+    where = setting("random")
+    auto = where.grammar(tools=TOOLS)
+    formed = where.grammar(tools=TOOLS, response_format=json_schema(WEATHER["function"]["parameters"]))
+    ends: set[str | None] = set()
+    for seed in range(16):
+        *_, last = where.answer(auto, limit=70, seed=seed, tools=TOOLS)
+        ends.add(check_call(last) if last.is_call else last.channel)
+        first, *_, last = where.answer(formed, limit=110, seed=seed, tools=TOOLS)
+        assert first.channel == "analysis"
+        if last.is_call:
+            check_call(last)
+        else:
+            jsonschema.Draft202012Validator(WEATHER["function"]["parameters"]).validate(json.loads(last.content))
+    assert {"final", "ping"} <= ends
+
+
+@pytest.mark.parametrize("regex", [r"(yes|no)/[a-z]{2,5}", r"\d{3}-\d{4}", "a\n+b", r"<\|return\|>!"])
+def test_an_answer_matches_the_regular_expression_asked_for(regex: str) -> None:
+    where = setting("random")
+    grammar = where.grammar(regex=regex)
+    for seed in range(3):
+        analysis, final = where.answer(grammar, limit=60, seed=seed)
+        assert (analysis.channel, final.channel) == ("analysis", "final")
+        assert re.fullmatch(regex, final.content)
+
+
+def test_a_json_object_is_one() -> None:
+    where = setting("random")
+    grammar = where.grammar(response_format={"type": "json_object"})
+    for seed in range(4):
+        assert isinstance(json.loads(where.answer(grammar, limit=100, seed=seed)[-1].content), dict)

@@ -78,13 +78,13 @@ def test_an_answer_in_events(llm: LLM) -> None:
 
 
 def test_tokens_that_come_fast_come_together(llm: LLM) -> None:
-    """A thousand tokens at once wake the loop a few times, not a thousand."""
-    ids = long_answer(llm, 1000)
+    """Hundreds of tokens a second wake the loop some fifty times."""
+    ids = long_answer(llm, 200)
 
     async def use(bridge: Bridge) -> list[Event]:
         return await everything(await bridge.generate(turn()))
 
-    events = run(llm, FakeWorker(lambda _: ids), use)
+    events = run(llm, FakeWorker(lambda _: ids, pace=bridge_module.PACE / 20), use)
     assert len([event for event in events if isinstance(event, Text)]) < len(ids) / 4
 
 

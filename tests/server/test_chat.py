@@ -104,6 +104,13 @@ def test_the_parts_of_an_answer(served: Scripted, llm: LLM) -> None:
     assert answer.id.startswith("chatcmpl-")
 
 
+def test_messages_of_a_kind_are_set_off_from_each_other(served: Scripted) -> None:
+    served.script(*TWICE)
+    message = served.client().chat.completions.create(model="demo", messages=ASKED).choices[0].message
+    assert message.content == "Well:\n\nThree."
+    assert message.model_extra == {"reasoning": "One.\n\nTwo."}
+
+
 def test_a_call_of_a_function(served: Scripted) -> None:
     served.script(*CALL)
     choice = served.client().chat.completions.create(model="demo", messages=ASKED, tools=[TOOL]).choices[0]

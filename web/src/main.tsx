@@ -4,6 +4,7 @@ import "./style/base.css";
 import "./style/layout.css";
 import "./style/thread.css";
 import "./style/prose.css";
+import "./style/composer.css";
 import "./style/panels.css";
 import { loadModels, openAddressed, openStore, outage, saveAll } from "./state/app";
 import { App } from "./ui/app";

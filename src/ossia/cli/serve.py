@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @click.command("serve")
 @click.option("--model", "-m", default="demo", show_default=True, help='"demo", a model folder, or a hub id.')
-@click.option("--name", help="The model's name in the API.  [default: as given to --model]")
+@click.option("--name", help="The model's name in the API.  [default: as --model has it]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="OSSIA_API_KEY", show_envvar=True, help="What requests must bring.")
@@ -83,7 +83,7 @@ def serve(
         worker = Worker(engine)
         bridge = Bridge(llm, worker, max_prompt=max_prompt, time_limit=timeout)
         settings = Settings(
-            model_name=name or model,
+            model_name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
             api_key=api_key,
             hosts=frozenset(LOOPBACK) if host in LOOPBACK else frozenset(),
             cors_origins=frozenset(cors),
@@ -118,9 +118,8 @@ def _introduce(llm: "LLM", settings: Any, address: tuple[Any, ...], *, num_block
     host, port = address[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     key = "an API key is asked for" if settings.api_key else "no API key"
-    tell(
-        f"model    {settings.model_name}, context {llm.context:,} tokens, cache {llm.cache_type}, {num_blocks:,} blocks"
-    )
+    cache = f"cache of {num_blocks:,} blocks in {llm.cache_type}"
+    tell(f"model    {settings.model_name}, context of {llm.context:,} tokens, {cache}")
     tell(f"API      {url}/v1, described at {url}/docs; {key}")
     if settings.store is not None:
         tell(f"store    {settings.store}")
@@ -132,12 +131,9 @@ def _log_to_stderr() -> None:
     """Lines with the time on standard error: what the server and uvicorn have to say."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for logger_name, level in (
-        ("ossia.server", logging.INFO),
-        ("ossia.engine", logging.INFO),
-        ("uvicorn", logging.WARNING),
-    ):
-        logger = logging.getLogger(logger_name)
+    levels = {"ossia.server": logging.INFO, "ossia.engine": logging.INFO, "uvicorn": logging.WARNING}
+    for name, level in levels.items():
+        logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False

@@ -18,7 +18,7 @@ _HEADER = 16
 _DELAYING = b" \n\t\r\\"
 _REPEATS = 2
 """The same choice so often in a row leads nowhere."""
-_LOOKED_AT = 40
+_LOOKED_AT = 16
 _BEAM = 12
 _WAYS = 6
 _BEAM_STEPS = 160
@@ -137,7 +137,7 @@ class Finisher:
                 index = int(allowed.argmax())
                 num_alike = num_alike + 1 if order.ids[index] == best and best not in self._closing else 0
                 best = int(order.ids[index])
-                if num_alike >= _REPEATS:
+                if num_alike.bit_count() == 1 and num_alike >= _REPEATS:  # Ever more seldom: it is costly.
                     index = self._another(matcher, order, allowed, num_alike)
                 step = [int(order.ids[index])]
             out += step

@@ -3,9 +3,9 @@
 Ids only: which text they stand for, and what a message is, is the business of whoever makes a Vocabulary and a grammar.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -23,6 +23,7 @@ _LARGEST_RESERVE = 2048
 
 _LONGEST_PLAN = 8192
 """Tokens in which an end is looked for."""
+_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
 _UNLIMITED = 2**31 - 1
 _FEW = 48
 """So many tokens can be tried one by one; where more are allowed, most are text."""
@@ -43,10 +44,7 @@ class Vocabulary:
 
     def problem(self, grammar: str) -> str | None:
         """What is wrong with a grammar, in one line; None for nothing."""
-        try:
-            error = LLMatcher.validate_grammar(grammar, self._tokenizer, limits=_limits())
-        except ValueError as reason:
-            error = str(reason)
+        error = LLMatcher.validate_grammar(grammar, self._tokenizer, limits=_limits())
         return _brief(error) if error and not error.startswith("WARNING") else None
 
     def matcher(self, grammar: str) -> LLMatcher:
@@ -121,10 +119,10 @@ class _Reasoning:
         self._marks = marks
         self._most = most
         self._header: list[int] | None = None
-        self._seen: deque[int] = deque(maxlen=_LONGEST_PERIOD)
-        """The last tokens, the latest first."""
-        self._runs = np.zeros(_LONGEST_PERIOD, dtype=np.int64)
-        """For each period, how many tokens in a row equal the one that much earlier."""
+        self._places: dict[int, list[int]] = {}
+        """Where each token was last seen, counted in tokens of reasoning."""
+        self._runs: dict[int, int] = {}
+        """For each period, how many tokens in a row equal the one that much earlier; none where it is 0."""
 
     def accept(self, token: int) -> None:
         if self.inside:
@@ -138,19 +136,19 @@ class _Reasoning:
         elif token == self._marks.message:
             self.inside = self._header is not None and tuple(self._header) in self._marks.headers
             self._header = None
-            self._seen.clear()
-            self._runs[:] = 0
+            self._places.clear()
+            self._runs.clear()
         elif self._header is not None:
             self._header.append(token)
 
     def _follow(self, token: int) -> None:
-        before = np.array(self._seen, dtype=np.int64)
-        self._seen.appendleft(token)
-        runs = self._runs[: len(before)]
-        runs[:] = np.where(before == token, runs + 1, 0)
-        if len(runs):
-            period = int(runs.argmax()) + 1
-            if runs[period - 1] + period >= _LOOP_SPAN:
+        here, runs = self.num_tokens, self._runs
+        places = [place for place in self._places.get(token, ()) if here - place <= _LONGEST_PERIOD]
+        self._runs = {here - place: runs.get(here - place, 0) + 1 for place in reversed(places)}
+        self._places[token] = [*places, here]
+        if self._runs:
+            period, run = max(self._runs.items(), key=itemgetter(1))
+            if run + period >= _LOOP_SPAN:
                 tokens = "one token" if period == 1 else f"{period} tokens"
                 self.why = f"it repeated {tokens} over {_LOOP_SPAN}"
         if self._most is not None and self.num_tokens >= self._most:
@@ -257,7 +255,9 @@ class GrammarConstraint(Constraint):
 
     def accept(self, token: int) -> None:
         """See Constraint. Raises RequestError for a token that the grammar does not allow."""
-        if not self._matcher.is_error() and not self._matcher.consume_token(token):
+        if self._matcher.is_error() or self._matcher.consume_token(token):
+            pass
+        elif self._matcher.stop_reason() not in _TOO_COMPLEX:
             raise RequestError(f"token {token} is not allowed by the grammar here: {_brief(self._matcher.get_error())}")
         if self._plan:
             self._plan = self._plan[1:] if self._plan[0] == token else self._plan
@@ -289,8 +289,9 @@ class GrammarConstraint(Constraint):
 
     def _current_plan(self, remaining: int) -> list[int] | None:
         """Tokens that end the answer from here; None where none that fit are found."""
-        if self._plan is None or len(self._plan) > remaining or not self._fits(self._matcher, self._plan):
-            self._plan = self._finisher.plan(self._matcher, min(remaining, _LONGEST_PLAN))
+        known = () if self._plan is None else (self._plan, self._plan[1:])
+        fitting = (plan for plan in known if len(plan) <= remaining and self._fits(self._matcher, plan))
+        self._plan = next(fitting, None) or self._finisher.plan(self._matcher, min(remaining, _LONGEST_PLAN))
         return self._plan
 
     @staticmethod
@@ -328,7 +329,8 @@ class GrammarConstraint(Constraint):
         matcher = self._matcher.deep_copy()
         if not matcher.consume_token(token):
             return False
-        if len(plan) <= limit and self._fits(matcher, plan):
+        # In place of the plan's next token, or before it: then nothing need be sought.
+        if self._fits(matcher, plan[1:]) or (len(plan) <= limit and self._fits(matcher, plan)):
             return True
         return self._finisher.plan(matcher, limit, thorough=False) is not None
 

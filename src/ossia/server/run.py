@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         self.app = create_app(bridge, settings)
         self._bridge = bridge
         self._grace = grace
+        self._loop: asyncio.AbstractEventLoop | None = None
         config = uvicorn.Config(
             self.app,
             http=Connection,
@@ -70,7 +71,8 @@ class Server(uvicorn.Server):
         self.app.state.gate.closing = True
         if running := self._bridge.num_running:
             log.info("closing: %d answers have %g seconds to come to their end", running, self._grace)
-        timer = asyncio.get_running_loop().call_later(self._grace, self._bridge.interrupt)
+        self._loop = asyncio.get_running_loop()
+        timer = self._loop.call_later(self._grace, self._bridge.interrupt)
         try:
             await super().shutdown(sockets)
         finally:
@@ -93,4 +95,12 @@ class Server(uvicorn.Server):
         """Note a signal."""
         if self.should_exit:
             self.force_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cut_off)
         self.should_exit = True
+
+    def _cut_off(self) -> None:
+        self._bridge.interrupt()
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.transport.abort()

@@ -69,6 +69,7 @@ class EventStream(Response):
                     if watch.done():
                         return
                     await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+            beat.cancel()  # Nothing may come after the last message.
             await self._send(send, {"type": "http.response.body", "body": b""})
         except TimeoutError:
             log.info("a client left its answer unread for %g seconds: cut off", self._patience)

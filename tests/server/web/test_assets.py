@@ -13,7 +13,7 @@ from tests.server.web.fake import WEB
 
 SOURCES = Path(__file__).parents[3] / "web"
 BUILT_FROM: dict[str, dict[str, str]] = json.loads((WEB / "built-from.json").read_text(encoding="utf-8"))
-NOT_BUILT_FROM = {"README.md", ".npmrc"}
+NOT_BUILT_FROM = {"README.md", ".npmrc", ".gitignore"}
 
 
 def files(folder: Path) -> Iterator[str]:
