@@ -23,7 +23,6 @@ _LARGEST_RESERVE = 2048
 
 _LONGEST_PLAN = 8192
 """Tokens in which an end is looked for."""
-_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
 _UNLIMITED = 2**31 - 1
 _FEW = 48
 """So many tokens can be tried one by one; where more are allowed, most are text."""
@@ -255,9 +254,8 @@ class GrammarConstraint(Constraint):
 
     def accept(self, token: int) -> None:
         """See Constraint. Raises RequestError for a token that the grammar does not allow."""
-        if self._matcher.is_error() or self._matcher.consume_token(token):
-            pass
-        elif self._matcher.stop_reason() not in _TOO_COMPLEX:
+        # A token that was offered can only be too much for the library: that is told with the next mask.
+        if not (self._matcher.is_error() or self._matcher.consume_token(token) or _is_allowed(self._mask, token)):
             raise RequestError(f"token {token} is not allowed by the grammar here: {_brief(self._matcher.get_error())}")
         if self._plan:
             self._plan = self._plan[1:] if self._plan[0] == token else self._plan
@@ -296,7 +294,8 @@ class GrammarConstraint(Constraint):
 
     @staticmethod
     def _fits(matcher: LLMatcher, plan: Sequence[int]) -> bool:
-        return matcher.validate_tokens([*plan]) == len(plan)
+        """Whether the plan leads from there to an end, as one known to end somewhere does where all of it is allowed."""
+        return 0 < len(plan) == matcher.validate_tokens([*plan])
 
     def _narrow(self, remaining: int) -> None:
         """Take away what might keep the answer from ending in time."""

@@ -32,11 +32,15 @@ WEB = Path(__file__).parent / "web"
 """The built page."""
 
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""The page runs its own scripts and speaks with its own server, whatever a model writes into it."""
+"""The page runs its own scripts, speaks with its own server, and turns no text into HTML, whatever a model writes."""
+
+DOCS_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 DESCRIPTION = """The model over HTTP, in the shapes of OpenAI's API.
 
@@ -87,7 +91,7 @@ def create_app(bridge: Bridge, settings: Settings) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(reference_page(app.openapi()), headers={"content-security-policy": PAGE_POLICY})
+        return HTMLResponse(reference_page(app.openapi()), headers={"content-security-policy": DOCS_POLICY})
 
     if settings.page:
         _add_page(app, WEB)

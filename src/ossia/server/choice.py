@@ -133,7 +133,7 @@ class ChatChoice:
             return Delta(delta={"tool_calls": [{"index": len(self._calls) - 1, "function": arguments}]})
         text = event.text
         if text and self._is_new:
-            self._is_new = False
+            text, self._is_new = BETWEEN + text, False
         if kind == "content":
             return self._add_content(text, event.logprobs)
         delta: dict[str, Any] = {}
