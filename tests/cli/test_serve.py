@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import ossia
 from ossia.cli import cli
+from ossia.harmony.tokenizer import Tokenizer
 
 OPTIONS = ("--no-store", "--threads", "1", "--kernels", "torch")
 
@@ -64,14 +66,21 @@ def _get(port: int, path: str) -> int:
         connection.close()
 
 
-def _ask_for_a_stream(port: int) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    stop_ids_off = {"logit_bias": {str(token): -100 for token in range(8)}, "max_tokens": 3000}
-    body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": True, **stop_ids_off}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-    answer = connection.getresponse()
-    assert answer.readline()
-    return connection, answer
+@contextmanager
+def _stream(port: int) -> Iterator[http.client.HTTPResponse]:
+    """An answer that takes some seconds, once it has begun."""
+    stops = Tokenizer.load(Path(ossia.__file__).parent / "demo").stop_ids
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stream": True,
+        "logit_bias": {str(token): -100 for token in stops},
+    }
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        with connection.getresponse() as answer:
+            assert answer.readline()
+            yield answer
 
 
 def test_it_says_what_it_serves_and_ends_at_an_interrupt() -> None:
@@ -84,23 +93,19 @@ def test_it_says_what_it_serves_and_ends_at_an_interrupt() -> None:
 
 
 def test_it_tells_those_who_wait_and_ends_when_it_is_terminated() -> None:
-    with started("--grace", "0.2") as (process, port, _):
-        connection, answer = _ask_for_a_stream(port)
+    with started("--grace", "0.2") as (process, port, _), _stream(port) as answer:
         process.send_signal(signal.SIGTERM)
-        rest = answer.read().decode()
-        connection.close()
-        assert "[DONE]" in rest or "the server closes before this answer is complete" in rest
+        assert "the server closes before this answer is complete" in answer.read().decode()
         assert process.wait(30) == 0
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    with started("--grace", "600") as (process, port, _):
-        connection, _ = _ask_for_a_stream(port)
+    with started("--grace", "600") as (process, port, _), _stream(port):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
+        assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        connection.close()
 
 
 def refused(*options: str) -> str:
@@ -123,6 +128,31 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         # Refused before the model is looked for.
         line = refused("--port", str(port), "--model", str(tmp_path / "none"))
     assert f"cannot listen on 127.0.0.1 port {port} (Address already in use): choose another with --port" in line
+
+
+def test_a_store_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "store").write_bytes(b"not a database, whatever its name says " * 100)
+    options = ["serve", "--port", "0", "--store", str(tmp_path / "store"), "--threads", "1"]
+    result = CliRunner().invoke(cli, options, env={"OSSIA_API_KEY": ""})
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("ossia: ")
+    assert str(tmp_path / "store") in result.stderr.splitlines()[-1]
+
+
+def test_prefixes_survive_a_restart(tmp_path: Path) -> None:
+    cached: list[int] = []
+    body = {"model": "demo", "messages": [{"role": "user", "content": "word " * 300}], "max_tokens": 1}
+    for _ in range(2):
+        with started("--prefix-cache", str(tmp_path)) as (process, port, _):
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                sent = {"content-type": "application/json"}
+                connection.request("POST", "/v1/chat/completions", json.dumps(body), sent)
+                usage = json.load(connection.getresponse())["usage"]
+            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    assert cached[0] == 0
+    assert cached[1] > 100
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def node() -> list[str]:
     for name in MANIFEST:
         shutil.copyfile(HERE / name, INSTALLED / name)
     if not stamp.is_file() or stamp.read_bytes() != lock:
-        command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        command = [*npm, "ci", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1", "--fetch-timeout=20000"]
         run = subprocess.run(command, cwd=INSTALLED, env=environment, capture_output=True, text=True, timeout=600)
         if run.returncode:
-            _skip(f"npm ci failed: {' '.join(run.stderr.split())[-400:]}")
+            _skip(f"npm ci failed: {' '.join(run.stderr.split())[:300]}")
         stamp.write_bytes(lock)
     shutil.copyfile(HERE / "loop.mjs", INSTALLED / "loop.mjs")
     return [program, str(INSTALLED / "loop.mjs")]

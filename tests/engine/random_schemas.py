@@ -1,4 +1,4 @@
-"""JSON Schemas at random: nesting, enums, arrays with bounds, anyOf, $ref to shared and recursive definitions, patterns."""
+"""JSON Schemas at random: nesting, enums, bounds, anyOf, patterns, $ref to shared and to recursive definitions."""
 
 import random
 from collections.abc import Callable

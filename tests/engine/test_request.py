@@ -41,7 +41,9 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: object, says
 def test_the_edges_of_each_range_are_allowed() -> None:
     Sampling(temperature=0, top_p=1, min_p=0, top_k=0, seed=0, max_tokens=1)
     Sampling(temperature=100, top_p=1e-9, min_p=1, top_k=10**9, seed=2**63 - 1)
-    Sampling(repetition_penalty=1e-3, presence_penalty=-2, frequency_penalty=2, logit_bias={0: -100, 1: 100}, logprobs=0)
+    Sampling(
+        repetition_penalty=1e-3, presence_penalty=-2, frequency_penalty=2, logit_bias={0: -100, 1: 100}, logprobs=0
+    )
     given = {1: 2.0}
     kept = Sampling(logit_bias=given, logprobs=20)
     given[1] = 3.0

@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jsonschema
 import pytest
+from tests.engine.random_schemas import random_schema
+from tests.engine.small import CONFIG, random_model
 
 import ossia
 from ossia.engine.grammar import GrammarConstraint, ReasoningMarks, Vocabulary
@@ -20,8 +22,6 @@ from ossia.harmony.messages import Message
 from ossia.harmony.parse import Parser
 from ossia.llm import LLM
 from ossia.model.transformer import Transformer
-from tests.engine.random_schemas import random_schema
-from tests.engine.small import CONFIG, random_model
 
 UNNAMED = 5
 """Rows of the random model that stand for no token."""
@@ -38,14 +38,17 @@ class Setting:
         assert grammar is not None
         return grammar
 
-    def answer(self, grammar: TurnGrammar, *, limit: int, seed: int, tools: Any = None) -> list[Message]:
-        """The messages of one answer at temperature 1, all of them as they should be."""
+    def answer(self, grammar: TurnGrammar, *, spare: int, seed: int, tools: Any = None) -> list[Message]:
+        """The messages of one answer at temperature 1, all of them as they should be.
+
+        spare: tokens it may have beyond those of the shortest.
+        """
         tokenizer = self.llm.tokenizer
         special = tokenizer.special
-        constraint = GrammarConstraint(
+        held = partial(
+            GrammarConstraint,
             self.vocabulary,
             grammar.lark,
-            limit=limit,
             finish=grammar.finish,
             growth=grammar.growth,
             marks=ReasoningMarks(
@@ -55,6 +58,8 @@ class Setting:
                 headers=(tuple(tokenizer.encode("analysis")),),
             ),
         )
+        limit = held(limit=None).shortest + spare
+        constraint = held(limit=limit)
         prompt = ossia.render("Answer as you are told: what is 3 + 4?", tokenizer=tokenizer, effort="low", tools=tools)
         kv, sampler, answer = new_cache(self.model, context=len(prompt) + limit), Sampler(Sampling(seed=seed)), []
         logits = prefill(self.model, prompt, kv)
@@ -94,7 +99,7 @@ def test_answers_to_a_hundred_schemas_validate(name: str) -> None:
     for seed in range(100):
         schema = random_schema(seed)
         grammar = where.grammar(response_format=json_schema(schema))
-        analysis, final = where.answer(grammar, limit=(200, 150, 140)[seed % 3], seed=seed)
+        analysis, final = where.answer(grammar, spare=(60, 25, 5)[seed % 3], seed=seed)
         assert (analysis.channel, final.channel) == ("analysis", "final")
         assert analysis.content
         jsonschema.Draft202012Validator(schema).validate(json.loads(final.content))
@@ -140,32 +145,33 @@ def test_a_call_that_is_asked_for_comes(name: str) -> None:
     required = where.grammar(tools=TOOLS, tool_choice="required")
     called: set[str] = set()
     for seed in range(8):
-        *before, call = where.answer(required, limit=110, seed=seed, tools=TOOLS)
+        *before, call = where.answer(required, spare=80, seed=seed, tools=TOOLS)
         assert before[0].channel == "analysis"
         assert {message.channel for message in before} <= {"analysis", "commentary"}
         called.add(check_call(call))
     assert len(called) > 1 or name == "demo"
     named = where.grammar(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "get_weather"}})
     for seed in range(4):
-        analysis, *_, call = where.answer(named, limit=110, seed=seed, tools=TOOLS)
+        analysis, *_, call = where.answer(named, spare=80, seed=seed, tools=TOOLS)
         assert analysis.channel == "analysis"
         assert check_call(call) == "get_weather"
 
 
 def test_where_the_model_may_choose_it_calls_or_answers() -> None:
-    where = setting("random")
-    auto = where.grammar(tools=TOOLS)
-    formed = where.grammar(tools=TOOLS, response_format=json_schema(WEATHER["function"]["parameters"]))
     ends: set[str | None] = set()
-    for seed in range(16):
-        *_, last = where.answer(auto, limit=70, seed=seed, tools=TOOLS)
-        ends.add(check_call(last) if last.is_call else last.channel)
-        first, *_, last = where.answer(formed, limit=110, seed=seed, tools=TOOLS)
-        assert first.channel == "analysis"
-        if last.is_call:
-            check_call(last)
-        else:
-            jsonschema.Draft202012Validator(WEATHER["function"]["parameters"]).validate(json.loads(last.content))
+    for name in ("demo", "random"):
+        where = setting(name)
+        auto = where.grammar(tools=TOOLS)
+        formed = where.grammar(tools=TOOLS, response_format=json_schema(WEATHER["function"]["parameters"]))
+        for seed in range(8):
+            *_, last = where.answer(auto, spare=50, seed=seed, tools=TOOLS)
+            ends.add(check_call(last) if last.is_call else last.channel)
+            first, *_, last = where.answer(formed, spare=80, seed=seed, tools=TOOLS)
+            assert first.channel == "analysis"
+            if last.is_call:
+                check_call(last)
+            else:
+                jsonschema.Draft202012Validator(WEATHER["function"]["parameters"]).validate(json.loads(last.content))
     assert {"final", "ping"} <= ends
 
 
@@ -174,7 +180,7 @@ def test_an_answer_matches_the_regular_expression_asked_for(regex: str) -> None:
     where = setting("random")
     grammar = where.grammar(regex=regex)
     for seed in range(3):
-        analysis, final = where.answer(grammar, limit=60, seed=seed)
+        analysis, final = where.answer(grammar, spare=40, seed=seed)
         assert (analysis.channel, final.channel) == ("analysis", "final")
         assert re.fullmatch(regex, final.content)
 
@@ -183,4 +189,4 @@ def test_a_json_object_is_one() -> None:
     where = setting("random")
     grammar = where.grammar(response_format={"type": "json_object"})
     for seed in range(4):
-        assert isinstance(json.loads(where.answer(grammar, limit=100, seed=seed)[-1].content), dict)
+        assert isinstance(json.loads(where.answer(grammar, spare=80, seed=seed)[-1].content), dict)

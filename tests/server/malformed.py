@@ -137,6 +137,8 @@ def _with(path: str, name: str, names: str, status: int = 400, **fields: Any) ->
     return Bad(name=f"{name} to {path}", path=path, body=text.encode(), names=names, status=status)
 
 
+_LONG = "x" * 100_000
+"""What no message may repeat."""
 _DEEP = "a schema of a thousand levels"
 """Stands for one until the body is text: json cannot write it."""
 
@@ -189,6 +191,8 @@ def _chat() -> Iterator[Bad]:
         for number, value in enumerate(values):
             yield _with(CHAT, f"{field} {number}", field, **{field: value})
     yield _with(CHAT, "an unknown model", "no-such-model", status=404, model="no-such-model")
+    yield _with(CHAT, "a very long model", "model", status=404, model=_LONG)
+    yield _with(CHAT, "a very long parameter", "xxx", **{_LONG: 1})
 
     messages: dict[str, tuple[str, list[Any]]] = {
         "an unknown role": ("role", [{"role": "wizard", "content": "hello"}]),
@@ -220,6 +224,9 @@ def _chat() -> Iterator[Bad]:
             "reasoning",
             [USER, {"role": "assistant", "content": "a", "reasoning": "b", "reasoning_content": "c"}, USER],
         ),
+        "a very long role": ("role", [{"role": _LONG, "content": "hello"}]),
+        "a very long field": ("messages", [{**USER, _LONG: 1}]),
+        "a very long call id": ("tool_call_id", [USER, {"role": "tool", "tool_call_id": _LONG, "content": "1"}]),
         "a very long message": ("token", [{"role": "user", "content": "all work and no play " * 20_000}]),
         "very many messages": ("token", [USER] * 5_000),
     }

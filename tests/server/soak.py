@@ -239,6 +239,7 @@ def soak(folder: Path, *, seconds: float, clients: int = CLIENTS, seed: int = 0)
             if life == 1:
                 _check_idle(served, ledger)
                 _check_stored(served, ledger)
+    _check_end(served, ledger)
     growth = [_growth(samples) for samples in ledger.memory]
     _check_outcomes(ledger)
     return Report(
@@ -297,6 +298,14 @@ def _check_idle(served: Served, ledger: Ledger) -> None:
             ledger.wrong.append(f"held with no client left: {held}")
             return
         time.sleep(0.1)
+
+
+def _check_end(served: Served, ledger: Ledger) -> None:
+    """It ended as it was told to, and its log knows of no error: the engine checks its books when it ends, too."""
+    if served.process.returncode != 0:
+        ledger.wrong.append(f"the server ended with {served.process.returncode}")
+    lines = served.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ledger.wrong.extend(f"in the log: {line}" for line in lines if "Traceback" in line or " ERROR " in line)
 
 
 def _check_outcomes(ledger: Ledger) -> None:

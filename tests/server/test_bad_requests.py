@@ -90,7 +90,10 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"store": True}, "store", "cannot be honoured"),
     ({"service_tier": "flex"}, "service_tier", "cannot be honoured"),
     ({"verbosity": "low"}, "verbosity", "cannot be honoured"),
-    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].custom", "unknown parameter"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "'custom': the model calls functions"),
+    ({"tools": [{}]}, "tools[0].type", "functions only"),
+    ({"x" * 100_000: 1}, "xxx", "unknown parameter xxx"),
+    ({"messages": [{**USER, "\x16": 1}]}, None, "remove it"),
     ({"tools": [{"type": "custom", "name": "f"}]}, "tools[0].type", "'custom'"),
     ({"tools": [tool(name="a b")]}, "tools[0].function.name", "give a name of letters"),
     ({"tools": [tool(), tool()]}, "tools[1].function.name", "give each its own name"),
@@ -103,7 +106,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": schema({"type": "colour"})}, "response_format.json_schema.schema", "colour"),
     ({"response_format": schema({"$ref": "#/nowhere"})}, "response_format.json_schema.schema", "nowhere"),
     ({"response_format": {"type": "text", "colour": 1}}, "response_format.colour", "unknown parameter"),
-    ({"structured_outputs": {"regex": "("}}, None, "regex"),
+    ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
     (
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
         "structured_outputs",
@@ -119,6 +122,7 @@ def test_what_chat_refuses(served: Scripted, change: dict[str, Any], param: str 
     assert status == 400, error
     assert error["type"] == "invalid_request_error"
     assert message in error["message"], error
+    assert len(error["message"]) <= 500 and error["message"].isprintable()
     if param is not None:
         assert str(error["param"]).startswith(param), error
     assert served.worker.requests == []

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import openai
@@ -181,6 +181,27 @@ def test_a_head_that_never_ends(serve: Serve, llm: LLM, monkeypatch: pytest.Monk
             with suppress(ConnectionResetError):
                 assert plain.recv(100) == b""
     assert served.ask("POST", CHAT, BODY)[0] == 200
+
+
+def test_silent_connections_give_way(serve: Serve, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 5)
+    served = serve(short(llm))
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connected(served)) for _ in range(8)]
+        assert served.ask("POST", CHAT, BODY)[0] == 200
+        with suppress(ConnectionResetError):
+            assert silent[0].recv(100) == b""
+
+
+def test_too_many_connections_that_ask(serve: Serve, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 2)
+    served = serve(endless(llm))
+    streams = [served.client().chat.completions.create(**BODY, stream=True) for _ in range(2)]
+    status, headers, content = served.ask("GET", "/health")
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert json.loads(content)["error"]["code"] == "too_many_connections"
+    for stream in streams:
+        stream.close()
 
 
 def test_a_prompt_that_is_too_long(serve: Serve, llm: LLM) -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -31,6 +32,7 @@ def error_of(reply: Reply) -> dict[str, str | None]:
     assert error["message"]
     assert "\n" not in error["message"]
     assert len(error["message"]) < 1000
+    assert len(error["param"] or "") < 1000
     return error
 
 
@@ -187,6 +189,27 @@ def test_slow_and_silent_clients_harm_nobody(server: Served) -> None:
         assert silent
     assert_served(server)
     wait_until_idle(server)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 1_000_000},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000},
+        {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+        {"type": "array", "items": {"type": "string", "pattern": "^([a-z]{1,300} ){1,300}$"}, "minItems": 3000},
+        {"enum": [f"value {n}" for n in range(15_000)]},
+    ],
+    ids=lambda schema: json.dumps(schema)[:60],
+)
+def test_costly_schemas_harm_nobody(server: Served, schema: dict[str, object]) -> None:
+    """They are answered or refused, and meanwhile others are answered."""
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    body = {"model": "demo", "messages": [USER], "max_tokens": 60, "response_format": form}
+    with ThreadPoolExecutor(3) as pool:
+        costly = [pool.submit(server.request, "POST", CHAT, body) for _ in range(3)]
+        assert_served(server)
+        assert {each.result().status for each in costly} <= {200, 400}
 
 
 def test_those_who_leave_free_their_place(server: Served) -> None:

@@ -1,5 +1,6 @@
 """`ossia serve`: a model over HTTP, with a page to talk to it."""
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ossia.errors import OssiaError
 if TYPE_CHECKING:
     from ossia.llm import LLM
 
+SWITCH_SECONDS = 0.0005
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,6 +38,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 )
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), help="File of stored responses.")
 @click.option("--no-store", is_flag=True, help="Keep no responses.")
+@click.option(
+    "--prefix-cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep prefixes of prompts there, so that they survive a restart.",
+)
 @click.option("--log-prompts", is_flag=True, help="Write what is asked to the log.")
 @click.option("--no-page", is_flag=True, help="Serve the API alone.")
 @loading_options
@@ -55,6 +62,7 @@ def serve(
     grace: float,
     store: Path | None,
     no_store: bool,
+    prefix_cache: Path | None,
     log_prompts: bool,
     no_page: bool,
     loading: dict[str, Any],
@@ -69,16 +77,26 @@ def serve(
         raise click.UsageError("--store and --no-store exclude each other.")
     import ossia
     from ossia.engine.engine import Engine
+    from ossia.engine.prefixes import PrefixStore
     from ossia.engine.worker import Worker
     from ossia.server.bridge import Bridge
     from ossia.server.run import Server, listen
     from ossia.server.settings import Settings
 
     _log_to_stderr()
+    # The engine's thread gives way to the loop's and takes its turn back this soon; of many short turns either way, the
+    # default of 5 ms would leave the engine waiting for half of the time.
+    sys.setswitchinterval(SWITCH_SECONDS)
     with listen(host, port) as bound:  # Refused before the model is loaded, which may take a while.
         llm = ossia.load(model, **loading, report=tell)
+        prefixes = PrefixStore(prefix_cache, llm.model, cache_type=llm.cache_type) if prefix_cache else None
         engine = Engine(
-            llm.model, context=llm.context, cache_type=llm.cache_type, max_batch=max_batch, max_waiting=max_queue
+            llm.model,
+            context=llm.context,
+            cache_type=llm.cache_type,
+            max_batch=max_batch,
+            max_waiting=max_queue,
+            prefixes=prefixes,
         )
         worker = Worker(engine)
         bridge = Bridge(llm, worker, max_prompt=max_prompt, time_limit=timeout)
@@ -96,10 +114,14 @@ def serve(
         server = Server(bridge, settings, grace=grace)
         worker.start()
         try:
+            gc.collect()
+            gc.freeze()  # What is loaded stays: no later collection has to walk through it.
             _introduce(llm, settings, bound.getsockname(), num_blocks=engine.stats().num_blocks)
             server.run(sockets=[bound])
         finally:
             worker.close()
+            if prefixes is not None:
+                prefixes.close()
             bridge.close()
     if not server.started:
         raise OssiaError("the server could not start: the lines above say why")

@@ -110,6 +110,10 @@ class Finisher:
 
     def __init__(self, preference: Preference, finish: Sequence[int]) -> None:
         self._preference = preference
+        self.work = 0
+        """How many more states of a grammar may be looked at; whoever asks for plans sets it first."""
+        self.error = ""
+        """What the grammar's library had against going on, where it gave up."""
         special = [token for token in finish if token in preference.special]
         self._header = _Order(finish)
         self._structure = _Order([*special, *preference.structure.tolist()])
@@ -117,7 +121,7 @@ class Finisher:
         self._closing = preference.closing | frozenset(finish)
 
     def plan(self, matcher: LLMatcher, limit: int, *, thorough: bool = True) -> list[int] | None:
-        """Tokens from the matcher's state to the end of the grammar; None where no way within the limit is found.
+        """Tokens from the matcher's state to the end of the grammar; None where no way is found within limit and work.
 
         thorough: look further where the straight way fails.
         """
@@ -127,7 +131,7 @@ class Finisher:
     def _straight(self, matcher: LLMatcher, limit: int) -> list[int] | None:
         out: list[int] = []
         best, num_alike = -1, 0
-        while not matcher.is_stopped():
+        while not matcher.is_stopped() and self.work > 0:
             if forced := matcher.compute_ff_tokens():
                 num_alike, step = 0, forced
             else:
@@ -142,8 +146,9 @@ class Finisher:
                 step = [int(order.ids[index])]
             out += step
             if len(out) > limit or not matcher.consume_tokens(step):
-                return None
-        return None if matcher.is_error() else out
+                break
+        self.error = matcher.get_error()
+        return out if matcher.is_stopped() and not matcher.is_error() else None
 
     def _closes(self, order: "_Order", index: int) -> bool:
         return int(order.ids[index]) in self._closing
@@ -161,6 +166,7 @@ class Finisher:
 
     def _allowed(self, matcher: LLMatcher) -> "tuple[_Order, np.ndarray]":
         """The order that fits the place, and for each of its ids whether it is allowed."""
+        self.work -= 1
         words = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint32)
         if np.bitwise_count(words).sum() <= _HEADER and (allowed := self._header.allowed(words)).any():
             return self._header, allowed
@@ -177,7 +183,7 @@ class Finisher:
             for depth, way, state in beam:
                 for step in self._ways(state):
                     copy = state.deep_copy()
-                    if len(way) + len(step) > limit or not copy.consume_tokens(step):
+                    if self.work <= 0 or len(way) + len(step) > limit or not copy.consume_tokens(step):
                         continue
                     if copy.is_stopped():
                         return [*way, *step]

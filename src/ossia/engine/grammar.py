@@ -21,8 +21,11 @@ _LOOP_SPAN = 256
 _LARGEST_RESERVE = 2048
 """Tokens kept for the answer where there is much room."""
 
-_LONGEST_PLAN = 8192
+_LONGEST_PLAN = 4096
 """Tokens in which an end is looked for."""
+_TRIAL_WORK, _FIRST_WORK, _STEP_WORK = 100, 20_000, 1000
+"""States of a grammar to look at in search of an end: when it is checked, when an answer begins, for each token."""
+_MOST_FAILURES = 4
 _UNLIMITED = 2**31 - 1
 _FEW = 48
 """So many tokens can be tried one by one; where more are allowed, most are text."""
@@ -44,12 +47,20 @@ class Vocabulary:
     def problem(self, grammar: str) -> str | None:
         """What is wrong with a grammar, in one line; None for nothing."""
         error = LLMatcher.validate_grammar(grammar, self._tokenizer, limits=_limits())
-        return _brief(error) if error and not error.startswith("WARNING") else None
+        if not error or error.startswith("WARNING"):  # Some limits are only met on the way.
+            finisher = Finisher(self.preference, ())
+            finisher.work = _TRIAL_WORK
+            finisher.plan(self._new_matcher(grammar), _LONGEST_PLAN, thorough=False)
+            error = finisher.error
+        return _brief(error) or None
 
     def matcher(self, grammar: str) -> LLMatcher:
         """One at its beginning. Raises RequestError for a grammar that is none."""
         if (reason := self.problem(grammar)) is not None:
             raise RequestError(f"the grammar cannot be used: {reason}")
+        return self._new_matcher(grammar)
+
+    def _new_matcher(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_limits())
 
 
@@ -59,14 +70,16 @@ def check(vocabulary: Vocabulary, grammar: str) -> None:
 
 
 def _limits() -> LLParserLimits:
-    return LLParserLimits(verbose_errors=False)
+    """A hundred milliseconds for a grammar and ten for a step, rather than what one request could cost the others."""
+    return LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=50_000, verbose_errors=False)
 
 
 def _brief(error: str) -> str:
     """What a report says, in a line, without the excerpt of the grammar."""
     lines = error.split("\n   1 |")[0].strip().split("\n")
     said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return said.rpartition("failed to compile JSON schema: ")[2].rpartition("(in regex): ")[2].strip()
+    said = said.rpartition("failed to compile JSON schema: ")[2].rpartition("(in regex): ")[2]
+    return said.partition(";")[0].strip()
 
 
 class _Source:
@@ -214,7 +227,9 @@ class GrammarConstraint(Constraint):
         self._vocabulary = vocabulary
         self._finisher = Finisher(vocabulary.preference, finish)
         self._finish = tuple(finish)
+        self._finisher.work = _FIRST_WORK
         plan = self._finisher.plan(self._matcher, _LONGEST_PLAN)
+        self._failures = 0 if plan else _MOST_FAILURES
         self.shortest = 0 if plan is None else len(plan)
         """Tokens of about the shortest answer; 0 where none is known, and then none can be promised."""
         self._in_time = limit is not None
@@ -248,7 +263,8 @@ class GrammarConstraint(Constraint):
         if self._matcher.is_error():
             self._notes.append(f"the grammar could not be followed to its end: {_brief(self._matcher.get_error())}")
             return self._only(self._finish[:1])
-        if remaining <= self._check_at:
+        if remaining <= self._check_at and self._failures < _MOST_FAILURES:
+            self._finisher.work = _STEP_WORK
             self._narrow(remaining)
         return self._mask
 
@@ -292,16 +308,17 @@ class GrammarConstraint(Constraint):
         self._plan = next(fitting, None) or self._finisher.plan(self._matcher, min(remaining, _LONGEST_PLAN))
         return self._plan
 
-    @staticmethod
-    def _fits(matcher: LLMatcher, plan: Sequence[int]) -> bool:
-        """Whether the plan leads from there to an end, as one known to end somewhere does where all of it is allowed."""
+    def _fits(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
+        """Whether the plan, which ends a turn from somewhere, does so from there."""
+        self._finisher.work -= len(plan) // 32
         return 0 < len(plan) == matcher.validate_tokens([*plan])
 
     def _narrow(self, remaining: int) -> None:
         """Take away what might keep the answer from ending in time."""
         plan = self._current_plan(remaining)
         if plan is None:
-            self._check_at = remaining - remaining // 8 - 1
+            self._failures += 1
+            self._check_at = remaining - remaining // 4
             return
         slack = remaining - len(plan) - self._margin
         if slack > 0:  # No choice can matter now, nor several in a row.
@@ -326,7 +343,7 @@ class GrammarConstraint(Constraint):
     def _ends_after(self, token: int, plan: Sequence[int], limit: int) -> bool:
         """Whether the answer can still end within the limit once this token has come."""
         matcher = self._matcher.deep_copy()
-        if not matcher.consume_token(token):
+        if self._finisher.work <= 0 or not matcher.consume_token(token):
             return False
         # In place of the plan's next token, or before it: then nothing need be sought.
         if self._fits(matcher, plan[1:]) or (len(plan) <= limit and self._fits(matcher, plan)):

@@ -101,6 +101,7 @@ class Worker:
             while self._take():
                 for engine_id, output in self._engine.step():
                     self._tell(engine_id, output)
+            self._engine.check_integrity()  # Whatever leaked while it ran is told of in the log.
         except Exception:  # The boundary: whoever waits must hear of it.
             log.exception("the engine failed, and its thread ends")
             with self._condition:

@@ -27,7 +27,7 @@ _NO_ARGUMENTS: Schema = {"type": "object", "maxProperties": 0}
 _WHITESPACE = {"whitespace_pattern": r"[ \n\t]{1,32}"}
 """Between the parts of a value: as people indent, but a model cannot lose itself in it."""
 _TEXT = r"/(.|\n)*/"
-_MAX_PROBES = 200
+_MAX_PROBES = 100
 """Parts of a schema that are tried alone to find the place of a problem."""
 
 
@@ -175,6 +175,8 @@ def _check_names(offered: Sequence[_Offered], choice: str, named: str | None) ->
 
 
 def _offered(raw: Mapping[str, Any], place: str, problem: Problem) -> _Offered:
+    if raw.get("type") != "function":
+        raise HarmonyError(f"{place}.type is {raw.get('type')!r}: only function tools can be offered")
     nested = raw.get("function")
     if isinstance(nested, Mapping):
         raw, place = nested, f"{place}.function"

@@ -20,6 +20,8 @@ _MAX_NODES = 20_000
 _MAX_STEPS = 400
 """Depth to which schemas are followed through references; those who compile them recurse."""
 _MAX_ROUNDS = 100
+_MAX_DIGITS = 5
+"""Of a number whose multiples are to be recognised: there is a state for each remainder."""
 
 _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
@@ -177,6 +179,8 @@ def _check_keyword(key: str, value: Any, place: str) -> None:
             raise UnenforceableError(f"{place} is {value!r}, as an old draft has it: give the number itself")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or (key == "multipleOf" and value <= 0):
             raise HarmonyError(f"{place} is {value!r}: give a number{' above 0' * (key == 'multipleOf')}")
+        if key == "multipleOf" and len(str(value).replace(".", "").strip("0")) > _MAX_DIGITS:
+            raise UnenforceableError(f"{place} is {value!r}: give a number of at most {_MAX_DIGITS} digits")
     elif key in _TEXT:
         if not isinstance(value, str):
             raise HarmonyError(f"{place} is {value!r}: give text")

@@ -11,7 +11,7 @@ The loop never waits for the model, and the engine never waits for the loop.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,8 +54,10 @@ End = FinishReason | Literal["error", "timeout"]
 OnEnd = Callable[[Usage, End], None]
 """Is told how a generation ended, and what it took until then."""
 
-PACE = 0.02
+PACE, MOST_PACE = 0.02, 0.1
 """Seconds between two wake-ups of the loop while tokens come faster: what no reader can tell from at once."""
+PACE_EACH = 0.005
+"""The same for each generation that runs: what the loop does for all of them takes a small share of the time."""
 
 CLOSING = "the server closes before this answer is complete: ask again when it is back"
 
@@ -63,7 +65,7 @@ UNLIMITED = 2**31 - 1
 """More tokens than any context holds."""
 
 TEXT_THREADS = 2
-"""Prompts that are rendered and grammars that are built at a time."""
+"""Prompts that are rendered at a time, and grammars that are built: those may take long, and nobody else waits."""
 
 
 class GenerationError(OssiaError):
@@ -117,6 +119,7 @@ class Bridge:
         self._time_limit = time_limit
         self._vocabulary, self._marks = _vocabulary(llm)
         self._text_threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="ossia-text")
+        self._grammar_threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="ossia-grammar")
         self._mailbox: _Mailbox | None = None
         self._running: set[Generation] = set()
 
@@ -137,16 +140,20 @@ class Bridge:
         """
         return (await self.choices(turn, 1))[0]
 
-    async def choices(self, turn: Turn, count: int) -> "list[Generation]":
+    async def choices(
+        self, turn: Turn | Callable[[], Turn], count: int, *, constrained: bool = False
+    ) -> "list[Generation]":
         """Begin several answers to one prompt; where the turn has a seed, the i-th has that seed plus i.
 
+        A function that makes the turn is called beside the loop; `constrained` says that this builds a grammar.
         Raises as `generate`; then none is begun.
         """
         loop = asyncio.get_running_loop()
         if self._mailbox is None or self._mailbox.loop is not loop:
-            self._mailbox = _Mailbox(loop)
+            self._mailbox = _Mailbox(loop, self._running)
         started: list[Generation] = []
-        work = loop.run_in_executor(self._text_threads, self._start, turn, count, self._mailbox, started)
+        threads = self._threads(constrained or (isinstance(turn, Turn) and turn.grammar is not None))
+        work = loop.run_in_executor(threads, self._start, turn, count, self._mailbox, started)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -180,9 +187,12 @@ class Bridge:
             format_place=format_place,
         )
 
-    async def in_background(self, work: Callable[[], T]) -> T:
-        """The result of work on text that may take long, done beside the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
+    async def in_background(self, work: Callable[[], T], *, constrained: bool = False) -> T:
+        """The result of work on text, done beside the loop. constrained: it builds a grammar."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads(constrained), work)
+
+    def _threads(self, constrained: bool) -> ThreadPoolExecutor:
+        return self._grammar_threads if constrained else self._text_threads
 
     @property
     def num_running(self) -> int:
@@ -197,14 +207,18 @@ class Bridge:
     def close(self) -> None:
         """Let go of the threads; the worker is closed by who started it."""
         self._text_threads.shutdown(wait=False, cancel_futures=True)
+        self._grammar_threads.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, generation: "Generation", usage: Usage, end: End) -> None:
         self._running.discard(generation)
         if self.on_end is not None:
             self.on_end(usage, end)
 
-    def _start(self, turn: Turn, count: int, mailbox: "_Mailbox", started: "list[Generation]") -> None:
+    def _start(
+        self, turn: Turn | Callable[[], Turn], count: int, mailbox: "_Mailbox", started: "list[Generation]"
+    ) -> None:
         """Begin, beside the loop; what is begun before an error is in `started` too."""
+        turn = turn if isinstance(turn, Turn) else turn()
         prompt = self._prompt(turn)
         if len(prompt) > self._max_prompt:
             raise PromptTooLongError(f"the prompt has {len(prompt)} tokens and may have {self._max_prompt}: shorten it")
@@ -300,6 +314,12 @@ class Generation:
                 await self._waiter
             self._read()
         return self._events.popleft()
+
+    def more(self) -> list[Event]:
+        """The next events as far as they are there already."""
+        events = list(self._events)
+        self._events.clear()
+        return events
 
     def cancel(self) -> None:
         """Have the engine stop; the events then end with `Done(finish="cancelled")`. Harmless at the end and after."""
@@ -440,10 +460,11 @@ def _cancel_all(generations: Sequence[Generation]) -> None:
 
 
 class _Mailbox:
-    """Brings outputs from the engine's thread to the loop: at once where it is quiet, else every `PACE` seconds."""
+    """Brings outputs from the engine's thread to the loop: at once where it is quiet, else at a pace."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, running: Collection[Generation]) -> None:
         self.loop = loop
+        self._running = running
         self._letters: deque[tuple[Generation, Output]] = deque()
         self._called = False
         """Whether the loop will look here by itself. Cleared before it looks, so that no letter is overlooked."""
@@ -462,7 +483,7 @@ class _Mailbox:
 
     def _look(self) -> None:
         if self._deliver():
-            self.loop.call_later(PACE, self._look)
+            self.loop.call_later(min(max(PACE, PACE_EACH * len(self._running)), MOST_PACE), self._look)
         else:
             self._called = False
             self._deliver()

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,23 +10,23 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from openai.types import CompletionUsage
 
+from ossia.errors import HarmonyError
 from ossia.harmony.messages import from_openai
 from ossia.server.body import JsonRoute
 from ossia.server.bridge import Bridge, Event, TokenLogprob, Turn
 from ossia.server.choice import ChatChoice
 from ossia.server.errors import STREAMED
-from ossia.server.memory import Memory
 from ossia.server.objects import FINGERPRINT, ChatCompletion, logprobs_json, usage_object
 from ossia.server.protocol import ChatRequest, ToolChoice
 from ossia.server.services import Services, services
-from ossia.server.stream import DONE, EventStream, merged, sse, waited_for
+from ossia.server.stream import DONE, Batches, EventStream, Final, merged, sse, waited_for
 
 router = APIRouter(route_class=JsonRoute, tags=["chat"])
 
 ANY_TEXT = r"(.|\n)*"
 
-_ECHOED = ("parsed",)
-"""Fields that client libraries add to an assistant's message, and send back with it."""
+_ECHOED = ("parsed", "mended", "reasoning_logprobs")
+"""Fields that client libraries or this server add to an assistant's message, and that come back with it."""
 
 
 @router.post(
@@ -42,8 +42,10 @@ async def create(body: ChatRequest, request: Request, of: Annotated[Services, De
     """
     of.check_model(body.model)
     of.tell_of(request, body.messages)
-    turn = await of.bridge.in_background(partial(_turn, body, of.bridge, of.memory))
-    generations = await of.bridge.choices(turn, body.n or 1)
+    messages = of.memory.restored([_without_echoes(message) for message in body.messages])
+    is_constrained = bool(body.tools or body.response_format or body.structured_outputs)
+    turn = partial(_turn, body, messages, of.bridge)
+    generations = await of.bridge.choices(turn, body.n or 1, constrained=is_constrained)
     answer = _Answer(body, [ChatChoice(of.memory) for _ in generations])
     events = merged(generations)
     if body.stream:
@@ -51,21 +53,25 @@ async def create(body: ChatRequest, request: Request, of: Annotated[Services, De
     return JSONResponse(await waited_for(answer.whole(events), generations, request.receive))
 
 
-def _turn(body: ChatRequest, bridge: Bridge, memory: Memory) -> Turn:
+def _turn(body: ChatRequest, messages: Sequence[Mapping[str, Any]], bridge: Bridge) -> Turn:
     """What the request asks of the model. Raises HarmonyError and RequestError that name the place."""
     tools, choice = body.tools or [], body.tool_choice or ToolChoice(mode="auto")
     regex = body.structured_outputs.regex if body.structured_outputs else None
     has_format = regex is not None or (body.response_format or {"type": "text"}).get("type") != "text"
     if choice.mode == "none" and tools and not has_format:
         regex = ANY_TEXT  # An answer to the user, whatever it says.
-    grammar = bridge.grammar(
-        response_format=body.response_format,
-        regex=regex,
-        tools=[tool for tool in tools if choice.names is None or _name(tool) in choice.names],
-        tool_choice=choice.mode,
-    )
+    try:
+        grammar = bridge.grammar(
+            response_format=body.response_format,
+            regex=regex,
+            tools=[tool for tool in tools if choice.names is None or _name(tool) in choice.names],
+            tool_choice=choice.mode,
+        )
+    except HarmonyError as error:
+        # The grammar does not know by which name an expression was given.
+        raise HarmonyError(f"structured_outputs.{error}") if str(error).startswith("regex ") else error from None
     conversation = from_openai(
-        memory.restored([_without_echoes(message) for message in body.messages]),
+        messages,
         tools=tools,
         effort=body.reasoning_effort or "medium",
         response_format=body.response_format,
@@ -96,10 +102,11 @@ class _Answer:
         self._choices = choices
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
 
-    async def whole(self, events: AsyncGenerator[tuple[int, Event], None]) -> dict[str, Any]:
+    async def whole(self, events: Batches) -> dict[str, Any]:
         """The object that answers a request without `stream`."""
-        async for index, event in events:
-            self._choices[index].take(event)
+        async for index, batch in events:
+            for event in batch:
+                self._choices[index].take(event)
         choices = [
             {
                 "index": index,
@@ -121,18 +128,29 @@ class _Answer:
         )
         return completion.model_dump(mode="json", exclude_unset=True)
 
-    async def stream(self, events: AsyncGenerator[tuple[int, Event], None]) -> AsyncGenerator[bytes, None]:
-        """The server-sent events that answer a request with `stream`."""
-        for index in range(len(self._choices)):
-            yield self._chunk(index, {"role": "assistant", "content": None, "refusal": None}, self._logprobs(()))
-        async for index, event in events:
-            choice = self._choices[index]
-            added = choice.take(event)
-            if added is not None:
-                yield self._chunk(index, added.delta, self._logprobs(added.logprobs) if added.logprobs else None)
-            if choice.done is not None:
-                delta = {"mended": choice.mended} if choice.mended else {}
-                yield self._chunk(index, delta, finish_reason=choice.finish_reason)
+    async def stream(self, events: Batches) -> AsyncGenerator[bytes, None]:
+        """The server-sent events that answer a request with `stream`, those that come together in one piece."""
+        opening = {"role": "assistant", "content": None, "refusal": None}
+        pieces = [self._chunk(index, opening, self._logprobs(())) for index in range(len(self._choices))]
+        async for index, batch in events:
+            for event in batch:
+                pieces += self._chunks(index, event)
+            if all(choice.done is not None for choice in self._choices):
+                yield Final(b"".join([*pieces, *self._closing()]))
+            elif pieces:
+                yield b"".join(pieces)
+            pieces.clear()
+
+    def _chunks(self, index: int, event: Event) -> Iterator[bytes]:
+        choice = self._choices[index]
+        added = choice.take(event)
+        if added is not None:
+            yield self._chunk(index, added.delta, self._logprobs(added.logprobs) if added.logprobs else None)
+        if choice.done is not None:
+            delta = {"mended": choice.mended} if choice.mended else {}
+            yield self._chunk(index, delta, finish_reason=choice.finish_reason)
+
+    def _closing(self) -> Iterator[bytes]:
         if self._body.include_usage:
             usage = self._usage.model_dump(mode="json", exclude_unset=True)
             yield sse({**self._chunk_head, "choices": [], "usage": usage})

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from ossia.server.errors import STREAMED
 from ossia.server.objects import FINGERPRINT, LEAST_LOGPROB, Completion, usage_object
 from ossia.server.protocol import CompletionRequest, Prompt
 from ossia.server.services import Services, services
-from ossia.server.stream import DONE, EventStream, merged, sse, waited_for
+from ossia.server.stream import DONE, Batches, EventStream, Final, merged, sse, waited_for
 
 router = APIRouter(route_class=JsonRoute, tags=["completions"])
 
@@ -101,12 +101,13 @@ class _Answer:
             "system_fingerprint": FINGERPRINT,
         }
 
-    async def whole(self, events: AsyncGenerator[tuple[int, Event], None]) -> dict[str, Any]:
-        async for index, event in events:
-            if isinstance(event, Text):
-                self._choices[index].add(event)
-            elif isinstance(event, Done):
-                self._choices[index].done = event
+    async def whole(self, events: Batches) -> dict[str, Any]:
+        async for index, batch in events:
+            for event in batch:
+                if isinstance(event, Text):
+                    self._choices[index].add(event)
+                elif isinstance(event, Done):
+                    self._choices[index].done = event
         choices = [
             self._choice(index, choice.echo + "".join(choice.text), choice.logprobs, choice.finish_reason)
             for index, choice in enumerate(self._choices)
@@ -114,20 +115,29 @@ class _Answer:
         completion = Completion.model_validate({**self._head, "choices": choices, "usage": self._usage})
         return completion.model_dump(mode="json", exclude_unset=True)
 
-    async def stream(self, events: AsyncGenerator[tuple[int, Event], None]) -> AsyncGenerator[bytes, None]:
-        for index, choice in enumerate(self._choices):
-            if choice.echo:
-                yield self._chunk(self._choice(index, choice.echo, (), None))
-        async for index, event in events:
-            choice = self._choices[index]
-            if isinstance(event, Text):
-                yield self._chunk(self._choice(index, event.text, choice.add(event), None))
-            elif isinstance(event, Done):
-                choice.done = event
-                yield self._chunk(self._choice(index, "", (), choice.finish_reason))
+    async def stream(self, events: Batches) -> AsyncGenerator[bytes, None]:
+        echoed = ((index, choice.echo) for index, choice in enumerate(self._choices) if choice.echo)
+        pieces = [self._chunk(self._choice(index, echo, (), None)) for index, echo in echoed]
+        async for index, batch in events:
+            for event in batch:
+                pieces += self._chunks(index, event)
+            if all(choice.done is not None for choice in self._choices):
+                yield Final(b"".join([*pieces, *self._closing()]))
+            elif pieces:
+                yield b"".join(pieces)
+            pieces.clear()
+
+    def _chunks(self, index: int, event: Event) -> Iterator[bytes]:
+        choice = self._choices[index]
+        if isinstance(event, Text):
+            yield self._chunk(self._choice(index, event.text, choice.add(event), None))
+        elif isinstance(event, Done):
+            choice.done = event
+            yield self._chunk(self._choice(index, "", (), choice.finish_reason))
+
+    def _closing(self) -> Iterator[bytes]:
         if self._body.include_usage:
-            usage = self._usage.model_dump(mode="json", exclude_unset=True)
-            yield sse({**self._head, "choices": [], "usage": usage})
+            yield sse({**self._head, "choices": [], "usage": self._usage.model_dump(mode="json", exclude_unset=True)})
         yield DONE
 
     def _choice(

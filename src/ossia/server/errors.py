@@ -18,6 +18,8 @@ from ossia.server.bridge import ClosingError, GenerationError, GenerationTimeout
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = {"retry-after": "1"}
+MOST_MESSAGE, MOST_PARAM = 500, 200
+"""Characters: what is told back of what was sent has bounds."""
 _PLACE = re.compile(r"[a-z_]+(?:(?:\[\d+\]|\.[A-Za-z0-9_$-]+)+(?=[ :]|$)|(?= (?:is|has|of) |: ))")
 """A parameter or a place in one at the beginning of a message: `temperature is 3`, `messages[3].content is missing`."""
 
@@ -36,9 +38,9 @@ class ApiError(HTTPException):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, headers)
-        self.message = " ".join(message.split())
+        self.message = _brief(" ".join(message.split()), MOST_MESSAGE)
         self.type = type
-        self.param = param
+        self.param = None if param is None else _brief(param, MOST_PARAM)
         self.code = code
 
     def body(self) -> dict[str, Any]:
@@ -173,6 +175,11 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if kind in ("unsupported_parameter", "invalid_parameter"):
         return ApiError(400, message, param=param, code=kind)
     return ApiError(400, f"{param or 'the body'}: {message}", param=param or None, code="invalid_value")
+
+
+def _brief(text: str, most: int) -> str:
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def path(place: Sequence[Any]) -> str:

@@ -354,6 +354,9 @@ _FUNCTION = ("name", "description", "parameters", "strict")
 def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
     """Refuse what nobody reads in function tools, nested or flat."""
     for index, tool in enumerate(tools):
+        if tool.get("type") != "function":
+            place = f"tools[{index}].type"
+            raise invalid(place, f"{place} is {str(tool.get('type'))[:32]!r}: the model calls functions only")
         function = tool.get("function")
         only(tool, ("type", "function") if "function" in tool else ("type", *_FUNCTION), f"tools[{index}]")
         if isinstance(function, Mapping):

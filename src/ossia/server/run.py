@@ -19,9 +19,8 @@ from ossia.server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LAST_SECONDS = 5.0
-"""What a request that was interrupted has to tell its client so."""
-MOST_CONNECTIONS = 1000
+LAST_SECONDS = 5
+"""What an answer that was interrupted or has come to its end has to be sent."""
 BACKLOG = 256
 
 
@@ -60,9 +59,8 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=max(1, round(grace + LAST_SECONDS)),
+            timeout_graceful_shutdown=LAST_SECONDS,
         )
         super().__init__(config)
 
@@ -74,6 +72,9 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         timer = self._loop.call_later(self._grace, self._bridge.interrupt)
         try:
+            # Answers that are made in the background have no connection on which the rest could wait.
+            while self._bridge.num_running and not self.force_exit:
+                await asyncio.sleep(0.05)
             await super().shutdown(sockets)
         finally:
             timer.cancel()

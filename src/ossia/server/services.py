@@ -39,6 +39,6 @@ class Services:
             log.info("%s asked %r", request.scope.get(REQUEST_ID), asked)
 
 
-def services(request: Request) -> Services:
-    """A dependency of the routes."""
+async def services(request: Request) -> Services:
+    """A dependency of the routes; asynchronous, because others are called in a thread of their own."""
     return request.app.state.services

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
@@ -39,6 +40,10 @@ class Closable(Protocol):
         ...
 
 
+class Final(bytes):
+    """The last piece of a stream, with which the answer ends."""
+
+
 class EventStream(Response):
     """Server-sent events as they come; a client that leaves, or does not read, ends the generator that makes them.
 
@@ -56,26 +61,30 @@ class EventStream(Response):
         self._events = events
         self._generations = generations
         self._patience = patience
-        self._sent = 0
+        self._is_sending = False
+        self._since = 0.0
+        """When what is being sent, or else what was sent last, was begun with."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(disconnected(receive))
         watch.add_done_callback(lambda _: _close(self._generations))
-        beat = asyncio.create_task(self._beat(send))
+        minder = asyncio.create_task(self._mind(scope, send))
         try:
             await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with aclosing(self._events):
                 async for data in self._told():
                     if watch.done():
                         return
-                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
-            beat.cancel()  # Nothing may come after the last message.
+                    is_last = isinstance(data, Final)
+                    if is_last:
+                        minder.cancel()  # Nothing may come after the last message.
+                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": not is_last})
+                    if is_last:
+                        return
+            minder.cancel()
             await self._send(send, {"type": "http.response.body", "body": b""})
-        except TimeoutError:
-            log.info("a client left its answer unread for %g seconds: cut off", self._patience)
-            scope.get(ABORT, _nothing)()
         finally:
-            beat.cancel()
+            minder.cancel()
             watch.cancel()
             _close(self._generations)
 
@@ -84,22 +93,27 @@ class EventStream(Response):
             async for data in self._events:
                 yield data
         except OssiaError as error:
-            yield api_error(error).event()
+            yield Final(api_error(error).event())
         except ApiError as error:
-            yield error.event()
+            yield Final(error.event())
 
     async def _send(self, send: Send, message: Message) -> None:
-        self._sent += 1
-        async with asyncio.timeout(self._patience):
-            await send(message)
+        self._since, self._is_sending = time.monotonic(), True
+        await send(message)
+        self._is_sending = False
 
-    async def _beat(self, send: Send) -> None:
-        sent = 0
+    async def _mind(self, scope: Scope, send: Send) -> None:
+        """Cut off a client that does not read, and have proxies know that the answer is still coming."""
         while True:
-            sent = self._sent
-            await asyncio.sleep(HEARTBEAT)
-            if 0 < sent == self._sent:
-                await send({"type": "http.response.body", "body": b": still at it\n\n", "more_body": True})
+            await asyncio.sleep(min(1.0, self._patience / 2))
+            silent = time.monotonic() - self._since
+            if self._is_sending and silent > self._patience:
+                log.info("a client left its answer unread for %g seconds: cut off", self._patience)
+                _close(self._generations)
+                scope.get(ABORT, _nothing)()
+                return
+            if not self._is_sending and silent > HEARTBEAT:
+                await self._send(send, {"type": "http.response.body", "body": b": still at it\n\n", "more_body": True})
 
 
 async def waited_for(work: Awaitable[T], generations: Sequence[Closable], receive: Receive) -> T:
@@ -119,18 +133,22 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def merged(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of several generations as they come, each with the index of its generation."""
+Batches = AsyncGenerator[tuple[int, list[Event]], None]
+"""Events that are there at the same time, each batch with the index of its generation."""
+
+
+async def merged(generations: Sequence[Generation]) -> Batches:
+    """The events of several generations as they come."""
     if len(generations) == 1:
         async for event in generations[0]:
-            yield 0, event
+            yield 0, [event, *generations[0].more()]
         return
-    queue: asyncio.Queue[tuple[int, Event | OssiaError | None]] = asyncio.Queue(maxsize=len(generations))
+    queue: asyncio.Queue[tuple[int, list[Event] | OssiaError | None]] = asyncio.Queue(maxsize=len(generations))
 
     async def pump(index: int, generation: Generation) -> None:
         try:
             async for event in generation:
-                await queue.put((index, event))
+                await queue.put((index, [event, *generation.more()]))
         except OssiaError as error:
             await queue.put((index, error))
         await queue.put((index, None))
@@ -139,13 +157,13 @@ async def merged(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int,
     try:
         left = len(pumps)
         while left:
-            index, event = await queue.get()
-            if isinstance(event, OssiaError):
-                raise event
-            if event is None:
+            index, batch = await queue.get()
+            if isinstance(batch, OssiaError):
+                raise batch
+            if batch is None:
                 left -= 1
             else:
-                yield index, event
+                yield index, batch
     finally:
         for task in pumps:
             task.cancel()

@@ -113,6 +113,23 @@ CHAT_RESULT = [
     {"role": "assistant", "content": None, "reasoning": "Use get_weather: city=Paris", "tool_calls": [CHAT_CALL]},
     {"role": "tool", "tool_call_id": "call_17", "content": '{"value":17}'},
 ]
+CHAT_ECHO = [
+    {"role": "user", "content": SUM},
+    {
+        "role": "assistant",
+        "content": "42",
+        "reasoning": "17 + 25 = 42",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+        "parsed": None,
+        "mended": ["text with no header is taken as the final answer"],
+    },
+    {"role": "user", "content": SUM},
+]
+"""A conversation as the Python client gives it back, with all the fields of an answer."""
 RESPONSES_RESULT = [
     {"role": "user", "content": WEATHER},
     {
@@ -133,6 +150,7 @@ CASES: list[Case] = [
     *both(chat, "call", CALL, content=WEATHER, tools=[CHAT_TOOL]),
     *both(chat, "preamble_and_call", PREAMBLE, content=WEATHER, tools=[CHAT_TOOL]),
     chat("result", REPLY, messages=CHAT_RESULT, tools=[CHAT_TOOL]),
+    chat("echo", ANSWER, messages=CHAT_ECHO),
     *both(chat, "forced_call", CALL, content=WEATHER, tools=[CHAT_TOOL], tool_choice="required"),
     *both(chat, "two_choices", ANSWER, WORLD, n=2),
     *both(chat, "logprobs", ANSWER, logprobs=True, top_logprobs=2),

@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent
 LOGPROBS = (-0.125, -2.5, -3.75)
 _SPECIAL = re.compile(r"(<\|\w+\|>)")
 _IDS = re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|call|req)_?-?([0-9a-f]{12,})\b")
-_TIMES = re.compile(r'"(created|created_at|completed_at)":\d+(\.\d+)?')
+_TIMES = re.compile(r'"(created|created_at|completed_at)":\d+')
 _VERSION = re.compile(r'"system_fingerprint":"[^"]*"')
 
 

@@ -17,6 +17,9 @@ OutputItem = ResponseReasoningItem | ResponseOutputMessage | ResponseFunctionToo
 class ResponseObject(Response):
     """A response."""
 
+    # Whole seconds, as the API documents them: clients in other languages refuse fractions.
+    created_at: int  # pyright: ignore[reportIncompatibleVariableOverride]
+    completed_at: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     output: list[OutputItem]  # pyright: ignore[reportIncompatibleVariableOverride]
     tools: list[FunctionTool]  # pyright: ignore[reportIncompatibleVariableOverride]
     tool_choice: str | dict[str, Any]  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -26,7 +26,7 @@ router = APIRouter(route_class=JsonRoute, tags=["responses"])
 MOST_ITEMS = 100
 
 
-def _runs(request: Request) -> Runs:
+async def _runs(request: Request) -> Runs:
     return request.app.state.runs
 
 
@@ -45,7 +45,8 @@ async def create(body: ResponseRequest, request: Request, of: Of, runs: Under) -
     of.tell_of(request, body.input)
     stored = _is_stored(body, runs)
     history = await gather(body.input, body.previous_response_id, runs.store, of.memory)
-    turn = await of.bridge.in_background(partial(_turn, body, history, of.bridge))
+    is_constrained = bool(body.tools or body.text)
+    turn = await of.bridge.in_background(partial(_turn, body, history, of.bridge), constrained=is_constrained)
     answer = Answer(body.head(turn.sampling, stored=stored), sealed=body.wants(SEALED))
     try:
         generation = await of.bridge.generate(turn)
