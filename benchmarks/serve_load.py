@@ -14,7 +14,7 @@ with words of their own; then comes a sum to be worked out. Every answer is stre
 random weights take --api completions, whose answers reach --max-tokens.
 
 --overhead compares the server, asked by 8 streaming clients, with its engine driven directly on the same prompts in a
-process of its own, by turns.
+process of its own, by turns, and says what part of the engine's own speed is lost between it and the clients.
 
 Prints a table, writes a plot (extra `train`), and ends with one JSON line.
 """
@@ -304,7 +304,7 @@ def drive(model: str, options: dict[str, Any], max_batch: int) -> None:
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds that the server and its clients take for what the engine alone does in so many, by turns."""
+    """How much of the engine's own speed is lost between it and the clients: both do the same work, by turns."""
     command = [sys.executable, __file__, "--drive", json.dumps(loading(args)), "--model", args.model]
     command += ["--max-batch", str(args.max_batch)]
     with (
@@ -329,7 +329,7 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
             return seconds, sum(answer.completion_tokens for answer in answers)
 
         engine.stdout.readline()
-        ratios: list[float] = []
+        lost: list[float] = []
         speeds: dict[str, list[float]] = {"engine": [], "server": []}
         for round_ in range(-1, args.rounds):
             requests = bodies(args, args.seed + round_)
@@ -342,15 +342,15 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             for name, (seconds, tokens) in took.items():
                 speeds[name].append(tokens / seconds)
-            ratios.append(took["server"][0] / took["engine"][0] - 1)
+            lost.append(1 - took["engine"][0] / took["server"][0])
             say(f"round {round_ + 1}: {' '.join(f'{n} {s[-1]:.0f} tokens/s' for n, s in speeds.items())}")
         engine.stdin.close()
     return {
         "clients": args.concurrency,
         "engine_tokens_per_s": statistics.median(speeds["engine"]),
         "server_tokens_per_s": statistics.median(speeds["server"]),
-        "overhead_percent": 100 * statistics.median(ratios),
-        "overhead_percent_all": [100 * each for each in ratios],
+        "overhead_percent": 100 * statistics.median(lost),
+        "overhead_percent_all": [100 * each for each in lost],
     }
 
 
@@ -420,7 +420,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--key", default=os.environ.get("OPENAI_API_KEY"), help="API key  [default: OPENAI_API_KEY]")
     parser.add_argument("--model", default="demo", help="demo, a model folder, or with --url the name it has there")
     parser.add_argument("--api", choices=("chat", "completions"), default="chat")
-    parser.add_argument("--requests", type=int, help="of a round  [default: 64; with --overhead 48]")
+    parser.add_argument("--requests", type=int, help="of a round  [default: 64; with --overhead 96]")
     parser.add_argument("--rounds", type=int, help="[default: 1; with --overhead 5]")
     parser.add_argument("--rate", type=float, help="arrivals a second, instead of --concurrency")
     parser.add_argument("--concurrency", type=int, default=8, help="clients that ask again when answered")
@@ -444,7 +444,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, default=16, help="of ossia")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.requests = args.requests or (48 if args.overhead else 64)
+    args.requests = args.requests or (96 if args.overhead else 64)
     args.rounds = args.rounds or (5 if args.overhead else 1)
     if args.overhead:
         # Prompts as the bundled model met them, whose answers are long: what is compared is decoding.
@@ -471,7 +471,9 @@ def main() -> None:
         result |= overhead(args)
         print(f"engine alone   {result['engine_tokens_per_s']:9.1f} tokens/s")
         print(f"through HTTP   {result['server_tokens_per_s']:9.1f} tokens/s, {args.concurrency} clients streaming")
-        print(f"overhead       {result['overhead_percent']:9.1f} %")
+        print(
+            f"overhead       {result['overhead_percent']:9.1f} % of the engine's speed, median of {args.rounds} rounds"
+        )
     else:
         try:
             answers = measure(args)

@@ -106,6 +106,7 @@ def test_an_answer_that_has_no_room_is_refused() -> None:
     [
         r"/[a-z0-9]+@[a-z]+\.com/",
         "/([a-z]{40})?[0-9]/",
+        '%json {"type": "array", "items": {"type": "string", "pattern": "^a*b$"}, "minItems": 30}',
         '%json {"type": "integer", "multipleOf": 36}',
         '%json {"type": "string", "format": "uuid"}',
         # The way out is the second alternative, at each level anew.
@@ -119,10 +120,25 @@ def test_an_answer_that_has_no_room_is_refused() -> None:
 def test_ends_are_found_where_they_are_hard_to_find(rule: str) -> None:
     grammar = f"start: answer <|return|>\nanswer: {rule}"
     shortest = constraint(grammar, None).shortest
-    assert 0 < shortest < 80
-    for seed in range(8):
-        held = constraint(grammar, shortest + 50, growth=80)
-        assert written(held, shortest + 50, random.Random(seed))[-1] == RETURN
+    assert 0 < shortest < 200
+    for seed in range(4):
+        held = constraint(grammar, shortest + 30, growth=80)
+        assert written(held, shortest + 30, random.Random(seed))[-1] == RETURN
+
+
+def test_near_the_end_no_character_is_begun_that_has_no_room() -> None:
+    begins = 256
+    tokens = [*(bytes([n]) for n in range(256)), b"word\xf0", *(b"word%d" % n for n in range(100)), b"<|return|>"]
+    vocabulary = Vocabulary(tokens, {"<|return|>": len(tokens) - 1})
+    held = GrammarConstraint(
+        vocabulary, 'start: %json {"type": "string"} <|return|>', limit=80, growth=4, finish=[len(tokens) - 1]
+    )
+    held.mask(80)
+    held.accept(ord('"'))
+    assert begins in allowed(held.mask(79))
+    # The quote, the end, and three more bytes of the character would have to follow it.
+    assert begins not in allowed(held.mask(4))
+    assert begins + 1 in allowed(held.mask(4))
 
 
 def test_without_a_limit_nothing_is_forced() -> None:
@@ -209,6 +225,25 @@ def test_reasoning_leaves_room_for_the_answer() -> None:
     assert spent > limit / 2
     assert limit - spent >= held.shortest + 26
     assert held.notes == (f"the reasoning was ended: {limit - spent} tokens were left for the answer",)
+
+
+def test_reasoning_that_was_ended_is_not_taken_up_again() -> None:
+    again = r"""
+start: think+ <|channel|> ("final" | "aside") <|message|> SAID <|return|>
+think: <|channel|> "analysis" <|message|> SAID <|end|>
+SAID: /(.|\n)+/
+"""
+    for ended in (False, True):
+        held = constraint(again, 300, max_reasoning=20 if ended else None)
+        for token in (CHANNEL, *b"analysis", MESSAGE, *b"x" * 20, END, CHANNEL):
+            assert token in allowed(held.mask(200))
+            held.accept(token)
+        assert bytes(allowed(held.mask(200))) == (b"f" if ended else b"af")
+    only = constraint(again.replace('("final" | "aside")', '"analysis"'), 300, max_reasoning=20)
+    for token in (CHANNEL, *b"analysis", MESSAGE, *b"x" * 20, END, CHANNEL):
+        only.mask(200)
+        only.accept(token)
+    assert bytes(allowed(only.mask(200))) == b"a"
 
 
 def test_reasoning_does_not_end_within_a_character() -> None:

@@ -153,14 +153,17 @@ def test_penalties_come_before_the_bias_and_the_bias_before_the_mask() -> None:
     assert sampler.draw(logits).token == 3
 
 
-def test_the_same_draws_as_ever_where_nothing_new_is_asked() -> None:
+def test_a_draw_is_where_a_uniform_number_falls_among_the_probabilities() -> None:
     logits = random_logits(5)
     sampler, random = Sampler(Sampling(seed=3, temperature=0.8, top_p=0.9)), torch.Generator().manual_seed(3)
     for _ in range(30):
         weights, order = (logits.double() / 0.8).softmax(-1).sort(descending=True, stable=True)
         weights[weights.cumsum(0) - weights >= 0.9] = 0
-        full = torch.zeros_like(weights).scatter_(0, order, weights)
-        assert sampler.draw(logits).token == int(torch.multinomial(full, 1, generator=random))
+        full = torch.zeros_like(weights).scatter_(0, order, weights).numpy()
+        number = float(torch.rand((), dtype=torch.float64, generator=random))
+        edges = np.concatenate([[0.0], np.cumsum(full)])
+        token = sampler.draw(logits).token
+        assert edges[token] <= number * edges[-1] < edges[token + 1]
 
 
 def test_masked_draws_follow_what_is_left_of_the_probabilities() -> None:

@@ -13,6 +13,7 @@ from tests.engine.random_schemas import random_schema
 from tests.engine.small import CONFIG, random_model
 
 import ossia
+from ossia.engine.finish import Finisher
 from ossia.engine.grammar import GrammarConstraint, ReasoningMarks, Vocabulary
 from ossia.engine.loop import new_cache, prefill, step
 from ossia.engine.request import Sampling
@@ -155,6 +156,30 @@ def test_a_call_that_is_asked_for_comes(name: str) -> None:
         analysis, *_, call = where.answer(named, spare=80, seed=seed, tools=TOOLS)
         assert analysis.channel == "analysis"
         assert check_call(call) == "get_weather"
+
+
+def test_wherever_a_turn_stands_its_end_is_known() -> None:
+    where = setting("random")
+    for asked in ({}, {"tool_choice": "required"}, {"response_format": {"type": "json_object"}}):
+        grammar = where.grammar(tools=TOOLS, **asked)
+        finisher, matcher = (
+            Finisher(where.vocabulary.preference, grammar.finish),
+            where.vocabulary.matcher(grammar.lark),
+        )
+        ids = where.llm.tokenizer.special
+        text = where.llm.tokenizer.encode
+        begun = [
+            ids["<|channel|>"],
+            *text("analysis"),
+            ids["<|message|>"],
+            *text("So"),
+            ids["<|end|>"],
+            ids["<|start|>"],
+        ]
+        for token in [*begun, *text("assistant"), ids["<|channel|>"], *text("commentary"), *text(" to=functions.ping")]:
+            finisher.work = 100
+            assert finisher.plan(matcher, 60, thorough=False)
+            assert matcher.consume_token(token)
 
 
 def test_where_the_model_may_choose_it_calls_or_answers() -> None:

@@ -168,9 +168,9 @@ def test_what_completions_refuse(served: Scripted, change: dict[str, Any], param
         (b"[" * 129 + b"]" * 129, "nested more than 128 levels"),
         (b"[" * 100_000, "nested more than 128 levels"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested more than 128 levels"),
-        (b"[]", "dictionary"),
-        (b"null", "dictionary"),
-        (b'"a"', "dictionary"),
+        (b"[]", "the body is no JSON object: send one as application/json"),
+        (b"null", "no JSON object"),
+        (b'"a"', "no JSON object"),
     ],
     ids=lambda value: str(value[:24]),
 )
@@ -183,8 +183,7 @@ def test_bodies_that_are_no_request(served: Scripted, path: str, body: bytes, me
 
 def test_a_body_that_is_not_declared_as_json(served: Scripted) -> None:
     status, error = served.error(CHAT, b"model=demo", {"content-type": "application/x-www-form-urlencoded"})
-    assert status == 400
-    assert error["message"]
+    assert (status, error["message"]) == (400, "the body is no JSON object: send one as application/json")
 
 
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}}

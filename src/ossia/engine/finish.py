@@ -173,7 +173,12 @@ class Finisher:
         newline = self._preference.newline
         between = newline is not None and words[newline // 32] >> np.uint32(newline % 32) & 1
         order = self._structure if between else self._text
-        return order, order.allowed(words)
+        allowed = order.allowed(words)
+        if not allowed.any() and words.any():
+            word = int(np.flatnonzero(words)[0])
+            order = _Order([32 * word + (int(words[word]) & -int(words[word])).bit_length() - 1])
+            return order, order.allowed(words)
+        return order, allowed
 
     def _beam(self, matcher: LLMatcher, limit: int) -> list[int] | None:
         """Several ways side by side, those first that are nested least."""

@@ -136,6 +136,11 @@ class _Reasoning:
         self._runs: dict[int, int] = {}
         """For each period, how many tokens in a row equal the one that much earlier; none where it is 0."""
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether what comes now decides what kind of message this is."""
+        return self._header == []
+
     def accept(self, token: int) -> None:
         if self.inside:
             if token == self._marks.end:
@@ -247,12 +252,15 @@ class GrammarConstraint(Constraint):
         self._check_at = limit
         self._reasoning = None if marks is None else _Reasoning(marks, max_reasoning)
         self._end = None if marks is None else marks.end
+        self._headers = () if marks is None else marks.headers
+        self._was_ended = False
         self._mask = np.zeros(vocabulary.size // 32 + 1, dtype=np.int32)  # Of one more id than the model has.
         self._notes: list[str] = []
 
     def mask(self, remaining: int) -> np.ndarray:
         """See Constraint. The array is the same each time: use it before the next call."""
         reasoning, remaining = self._reasoning, remaining if self._in_time else _UNLIMITED
+        self._finisher.work = _STEP_WORK
         if reasoning is not None and reasoning.inside:
             why = reasoning.why
             if why is None and remaining <= self.shortest + self._reserve:
@@ -263,8 +271,9 @@ class GrammarConstraint(Constraint):
         if self._matcher.is_error():
             self._notes.append(f"the grammar could not be followed to its end: {_brief(self._matcher.get_error())}")
             return self._only(self._finish[:1])
+        if self._was_ended and reasoning is not None and reasoning.may_begin:
+            self._begin_no_more()
         if remaining <= self._check_at and self._failures < _MOST_FAILURES:
-            self._finisher.work = _STEP_WORK
             self._narrow(remaining)
         return self._mask
 
@@ -297,9 +306,19 @@ class GrammarConstraint(Constraint):
         self._fill()
         if _is_allowed(self._mask, self._end):
             self._notes.append(f"the reasoning was ended: {why}")
+            self._was_ended = True
             return self._only([self._end])
         plan = self._current_plan(remaining)  # In the middle of a character, which must be completed first.
         return self._only(plan[:1]) if plan else self._mask
+
+    def _begin_no_more(self) -> None:
+        """Reasoning that had to be ended is not to be taken up again, where something else may be written."""
+        for header in self._headers:
+            if header and _is_allowed(self._mask, header[0]):
+                word = self._mask.view(np.uint32)[header[0] // 32 :]
+                word[0] &= ~np.uint32(1 << header[0] % 32)
+        if not self._mask.any():
+            self._fill()
 
     def _current_plan(self, remaining: int) -> list[int] | None:
         """Tokens that end the answer from here; None where none that fit are found."""
@@ -320,6 +339,7 @@ class GrammarConstraint(Constraint):
             self._failures += 1
             self._check_at = remaining - remaining // 4
             return
+        self._failures = 0
         slack = remaining - len(plan) - self._margin
         if slack > 0:  # No choice can matter now, nor several in a row.
             self._check_at = remaining - max(1, slack // (self._margin + 1))

@@ -60,7 +60,14 @@ class Sampler:
         """The place of the token among the scores."""
         if self.sampling.temperature == 0:
             return int(scores.argmax())
-        return int(torch.multinomial(probabilities(scores, self.sampling), 1, generator=self._random))
+        # One uniform number a token: torch.multinomial takes one for each of the vocabulary, and far longer.
+        reached_V = probabilities(scores, self.sampling).cumsum(dim=-1)
+        total = reached_V[-1]
+        wanted = torch.rand((), dtype=torch.float64, generator=self._random) * total
+        # The product may round up to the total, which the last token with any weight is the first to reach.
+        return int(
+            torch.minimum(torch.searchsorted(reached_V, wanted, right=True), torch.searchsorted(reached_V, total))
+        )
 
     def _told(self, token: int, raw_V: Tensor) -> Drawn:
         """With the log-probabilities asked for."""

@@ -139,7 +139,7 @@ class _Pieces:
         """Ids in the order in which an answer that must end soon should take them."""
         special, encode = self._tokenizer.special, self._tokenizer.encode
         ends = [special[name] for name in ("<|return|>", "<|call|>", "<|end|>")]
-        headers = [*encode(" to=")[:1], special["<|channel|>"], special["<|constrain|>"], special["<|message|>"]]
+        headers = [*encode(" to=")[:1], special["<|channel|>"], *encode("commentary")[:1], special["<|message|>"]]
         if not must_call:
             headers = [special["<|channel|>"], *encode("final")[:1], special["<|message|>"]]
         return (*ends, *headers)

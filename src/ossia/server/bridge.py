@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -56,8 +57,8 @@ OnEnd = Callable[[Usage, End], None]
 
 PACE, MOST_PACE = 0.02, 0.1
 """Seconds between two wake-ups of the loop while tokens come faster: what no reader can tell from at once."""
-PACE_EACH = 0.005
-"""The same for each generation that runs: what the loop does for all of them takes a small share of the time."""
+PACED = 4
+"""Generations that run at that pace; more of them slow it down, so that the loop's share of the time is bounded."""
 
 CLOSING = "the server closes before this answer is complete: ask again when it is back"
 
@@ -277,6 +278,8 @@ class Generation:
         self._cancel: Callable[[], None] | None = None
         """None before the engine has the request, and once it has nothing more to do for it."""
         self._timer: asyncio.TimerHandle | None = None
+        self._letters: deque[Output] = deque()
+        """Outputs that the engine's thread has brought and the loop has not seen."""
         self._outputs: list[Output] = []
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -289,7 +292,7 @@ class Generation:
 
     def begin(self, worker: Worker) -> None:
         """Hand the request to the engine, on any thread."""
-        request_id = worker.submit(self._request, partial(self._mailbox.put, self))
+        request_id = worker.submit(self._request, self.put)
         self._cancel = partial(worker.cancel, request_id)
 
     def on_loop(self, on_end: Callable[["Generation", Usage, End], None], time_limit: float | None) -> None:
@@ -349,20 +352,28 @@ class Generation:
 
     # ---------------------------------------------------------------- from the engine
 
-    def stamp(self, now: float, output: Output) -> bool:
-        """Note when an output came, on the engine's thread. Returns whether nobody should have to wait for it."""
-        self._latest = now
-        if output.drawn and not self._has_first:
-            self._first, self._has_first = now, True
-            return True
-        return output.finish is not None
+    def put(self, output: Output) -> None:
+        """Take an output, on the engine's thread; neither waits nor raises."""
+        self._latest = time.perf_counter()
+        is_first = bool(output.drawn) and not self._has_first
+        if is_first:
+            self._first, self._has_first = self._latest, True
+        self._letters.append(output)
+        if is_first or output.finish is not None:
+            self._mailbox.deliver_now(self)  # Nobody should have to wait for these.
+        else:
+            self._mailbox.deliver_soon(self)
 
-    def accept(self, output: Output) -> None:
-        """Take an output, on the loop."""
-        if output.finish is not None:
-            self._settle()
-        if not self._ended:
-            self._outputs.append(output)
+    def collect(self) -> None:
+        """Take what has come, on the loop."""
+        wanted = not self._ended
+        while self._letters:
+            output = self._letters.popleft()
+            if output.finish is not None:
+                self._settle()
+            if wanted:
+                self._outputs.append(output)
+        if self._outputs:
             self._wake()
 
     def _read(self) -> None:
@@ -460,38 +471,43 @@ def _cancel_all(generations: Sequence[Generation]) -> None:
 
 
 class _Mailbox:
-    """Brings outputs from the engine's thread to the loop: at once where it is quiet, else at a pace."""
+    """Tells the loop that outputs have come: at once where it is quiet, else for all generations at a pace."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, running: Collection[Generation]) -> None:
         self.loop = loop
         self._running = running
-        self._letters: deque[tuple[Generation, Output]] = deque()
-        self._called = False
-        """Whether the loop will look here by itself. Cleared before it looks, so that no letter is overlooked."""
+        self._waiting: deque[Generation] = deque()
+        """Those that have outputs; one may stand here more than once."""
+        self._is_watched = False
+        """Whether the loop will look here by itself. Cleared before it looks, so that nothing is overlooked."""
 
-    def put(self, generation: Generation, output: Output) -> None:
-        """On the engine's thread; neither waits nor raises."""
-        urgent = generation.stamp(time.perf_counter(), output)
-        self._letters.append((generation, output))
-        if self._called and not urgent:
-            return
-        look, self._called = (self._deliver if self._called else self._look), True
-        try:
-            self.loop.call_soon_threadsafe(look)
-        except RuntimeError:  # The loop is closed: nobody is left to read.
-            self._letters.clear()
+    def deliver_now(self, generation: Generation) -> None:
+        """On the engine's thread: have the loop collect what this one has, and nothing else."""
+        self._call(generation.collect)
+
+    def deliver_soon(self, generation: Generation) -> None:
+        """On the engine's thread: have the loop collect it when it next looks."""
+        self._waiting.append(generation)
+        if not self._is_watched:
+            self._is_watched = True
+            self._call(self._look)
+
+    def _call(self, what: Callable[[], object]) -> None:
+        # A closed loop raises: nobody is left to read.
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(what)
 
     def _look(self) -> None:
-        if self._deliver():
-            self.loop.call_later(min(max(PACE, PACE_EACH * len(self._running)), MOST_PACE), self._look)
+        if self._collect():
+            pace = min(PACE * max(1.0, len(self._running) / PACED), MOST_PACE)
+            self.loop.call_later(pace, self._look)
         else:
-            self._called = False
-            self._deliver()
+            self._is_watched = False
+            self._collect()
 
-    def _deliver(self) -> bool:
-        """Give out the letters; returns whether there were any."""
-        some = bool(self._letters)
-        while self._letters:
-            generation, output = self._letters.popleft()
-            generation.accept(output)
+    def _collect(self) -> bool:
+        """Collect from all; returns whether there were any."""
+        some = bool(self._waiting)
+        while self._waiting:
+            self._waiting.popleft().collect()
         return some

@@ -19,7 +19,7 @@ from ossia.server.errors import STREAMED
 from ossia.server.objects import FINGERPRINT, ChatCompletion, logprobs_json, usage_object
 from ossia.server.protocol import ChatRequest, ToolChoice
 from ossia.server.services import Services, services
-from ossia.server.stream import DONE, Batches, EventStream, Final, merged, sse, waited_for
+from ossia.server.stream import DONE, Batches, Chunks, EventStream, Final, merged, waited_for
 
 router = APIRouter(route_class=JsonRoute, tags=["chat"])
 
@@ -101,6 +101,8 @@ class _Answer:
         self._body = body
         self._choices = choices
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
+        head = {**self._head, "object": "chat.completion.chunk", "system_fingerprint": FINGERPRINT}
+        self._writer = Chunks(head, include_usage=body.include_usage)
 
     async def whole(self, events: Batches) -> dict[str, Any]:
         """The object that answers a request without `stream`."""
@@ -152,8 +154,7 @@ class _Answer:
 
     def _closing(self) -> Iterator[bytes]:
         if self._body.include_usage:
-            usage = self._usage.model_dump(mode="json", exclude_unset=True)
-            yield sse({**self._chunk_head, "choices": [], "usage": usage})
+            yield self._writer.usage(self._usage.model_dump(mode="json", exclude_unset=True))
         yield DONE
 
     def _chunk(
@@ -165,12 +166,7 @@ class _Answer:
         finish_reason: str | None = None,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        usage = {"usage": None} if self._body.include_usage else {}
-        return sse({**self._chunk_head, "choices": [choice], **usage})
-
-    @property
-    def _chunk_head(self) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "system_fingerprint": FINGERPRINT}
+        return self._writer.choice(choice)
 
     @property
     def _usage(self) -> CompletionUsage:

@@ -16,7 +16,7 @@ from ossia.server.errors import STREAMED
 from ossia.server.objects import FINGERPRINT, LEAST_LOGPROB, Completion, usage_object
 from ossia.server.protocol import CompletionRequest, Prompt
 from ossia.server.services import Services, services
-from ossia.server.stream import DONE, Batches, EventStream, Final, merged, sse, waited_for
+from ossia.server.stream import DONE, Batches, Chunks, EventStream, Final, merged, waited_for
 
 router = APIRouter(route_class=JsonRoute, tags=["completions"])
 
@@ -100,6 +100,7 @@ class _Answer:
             "model": body.model,
             "system_fingerprint": FINGERPRINT,
         }
+        self._writer = Chunks(self._head, include_usage=body.include_usage)
 
     async def whole(self, events: Batches) -> dict[str, Any]:
         async for index, batch in events:
@@ -117,7 +118,7 @@ class _Answer:
 
     async def stream(self, events: Batches) -> AsyncGenerator[bytes, None]:
         echoed = ((index, choice.echo) for index, choice in enumerate(self._choices) if choice.echo)
-        pieces = [self._chunk(self._choice(index, echo, (), None)) for index, echo in echoed]
+        pieces = [self._writer.choice(self._choice(index, echo, (), None)) for index, echo in echoed]
         async for index, batch in events:
             for event in batch:
                 pieces += self._chunks(index, event)
@@ -130,14 +131,14 @@ class _Answer:
     def _chunks(self, index: int, event: Event) -> Iterator[bytes]:
         choice = self._choices[index]
         if isinstance(event, Text):
-            yield self._chunk(self._choice(index, event.text, choice.add(event), None))
+            yield self._writer.choice(self._choice(index, event.text, choice.add(event), None))
         elif isinstance(event, Done):
             choice.done = event
-            yield self._chunk(self._choice(index, "", (), choice.finish_reason))
+            yield self._writer.choice(self._choice(index, "", (), choice.finish_reason))
 
     def _closing(self) -> Iterator[bytes]:
         if self._body.include_usage:
-            yield sse({**self._head, "choices": [], "usage": self._usage.model_dump(mode="json", exclude_unset=True)})
+            yield self._writer.usage(self._usage.model_dump(mode="json", exclude_unset=True))
         yield DONE
 
     def _choice(
@@ -150,9 +151,6 @@ class _Answer:
             "logprobs": _logprobs_json(logprobs) if wanted and (logprobs or finish_reason is not None) else None,
             "finish_reason": finish_reason,
         }
-
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return sse({**self._head, "choices": [choice], **({"usage": None} if self._body.include_usage else {})})
 
     @property
     def _usage(self) -> CompletionUsage:

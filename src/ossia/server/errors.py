@@ -171,6 +171,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if kind == "missing":
         what = f"{param} is missing" if param else "the body is missing: send a JSON object as application/json"
         return ApiError(400, what, param=param or None, code="missing_required_parameter")
+    if not place and not context.get("param"):
+        return ApiError(400, "the body is no JSON object: send one as application/json", code="invalid_value")
     message = str(first["msg"])
     if kind in ("unsupported_parameter", "invalid_parameter"):
         return ApiError(400, message, param=param, code=kind)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -170,6 +170,24 @@ async def merged(generations: Sequence[Generation]) -> Batches:
         for task in pumps:
             with suppress(asyncio.CancelledError):
                 await task
+
+
+class Chunks:
+    """The events of one answer, all of which begin alike: that part is written once."""
+
+    def __init__(self, head: Mapping[str, Any], *, include_usage: bool) -> None:
+        """include_usage: whether the last event is to hold it; then all others say that they do not."""
+        self._head = head
+        self._begin = sse(head).removesuffix(b"}\n\n") + b',"choices":['
+        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    def choice(self, choice: Mapping[str, Any]) -> bytes:
+        """An event that brings more of a choice."""
+        return self._begin + _ENCODER.encode(choice).encode() + self._end
+
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
+        """The last event, with the usage."""
+        return sse({**self._head, "choices": [], "usage": usage})
 
 
 def sse(value: Any) -> bytes:

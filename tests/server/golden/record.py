@@ -10,7 +10,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from ossia.errors import BusyError
 from ossia.files import write_whole
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.llm import LLM
-from ossia.server import bridge as bridge_module
 from ossia.server.app import create_app
-from ossia.server.bridge import Bridge
+from ossia.server.bridge import Bridge, Generation
 from ossia.server.settings import Settings
 
 FOLDER = Path(__file__).parent
@@ -42,14 +40,14 @@ _VERSION = re.compile(r'"system_fingerprint":"[^"]*"')
 @dataclass(slots=True)
 class _Running:
     outputs: Iterator[Output]
-    deliver: Any
+    generation: Generation
     cancelled: bool = False
     ended: bool = False
 
     @property
     def is_awaited(self) -> bool:
         """Whether the server has sent on all that it has, and waits for more."""
-        waiter = self.deliver.args[0]._waiter
+        waiter = self.generation._waiter
         return waiter is not None and not waiter.done()
 
 
@@ -71,7 +69,8 @@ class ScriptedWorker:
         turn = self._turns.pop(0)
         if turn == BUSY:
             raise BusyError("the queue is full: try again later")
-        self._running.append(_Running(self._outputs(turn, request), deliver))
+        generation: Any = deliver
+        self._running.append(_Running(self._outputs(turn, request), generation.__self__))
         if not self._turns:
             self._loop.call_soon_threadsafe(self._pump, 0)
         return len(self._running) - 1
@@ -84,7 +83,8 @@ class ScriptedWorker:
         if not one.ended:
             output = Output(finish="cancelled") if one.cancelled else next(one.outputs)
             one.ended = output.finish is not None
-            one.deliver(output)
+            one.generation.put(output)
+            one.generation.collect()
         if not all(each.ended for each in self._running):
             self._loop.call_soon(self._pump, (number + 1) % len(self._running))
 
@@ -129,20 +129,9 @@ class Recorded:
     body: bytes
 
 
-@contextmanager
-def _no_pace() -> Iterator[None]:
-    """Tokens are brought to the loop as they come."""
-    pace, bridge_module.PACE = bridge_module.PACE, 0.0
-    try:
-        yield
-    finally:
-        bridge_module.PACE = pace
-
-
 def answer(llm: LLM, case: Case, folder: Path) -> Recorded:
     """What the server answers. folder: for the store."""
-    with _no_pace():
-        return asyncio.run(_answer(llm, case, folder))
+    return asyncio.run(_answer(llm, case, folder))
 
 
 async def _answer(llm: LLM, case: Case, folder: Path) -> Recorded:
@@ -150,7 +139,11 @@ async def _answer(llm: LLM, case: Case, folder: Path) -> Recorded:
     bridge = Bridge(llm, worker)
     app = create_app(bridge, Settings(model_name="demo", store=folder / "responses.sqlite", page=False))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
+    async with (
+        asyncio.timeout(60),
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport) as client,
+    ):
         got = await client.request(case.method, f"http://127.0.0.1{case.path}", json=case.body)
         body = normalised(got.content)
     return Recorded(status=got.status_code, content_type=got.headers["content-type"], body=body)
