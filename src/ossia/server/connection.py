@@ -39,7 +39,7 @@ class Connection(HttpToolsProtocol):
                 transport.write(_REFUSAL)
                 transport.close()
                 return
-            min(silent, key=lambda each: each.head_due or 0.0).transport.abort()
+            min(silent, key=_due).transport.abort()
         self._expect_head()
 
     @property
@@ -68,3 +68,7 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _due(connection: Connection) -> float:
+    return connection.head_due or 0.0
