@@ -54,7 +54,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
 
 # What `import ossia` and `import ossia.cli` must leave alone: torch, web frameworks, training libraries, other parts.
 NEVER_AT_IMPORT = (
-    "torch triton aiohttp llguidance openai prometheus_client fastapi flask starlette uvicorn httpx requests "
+    "torch triton aiohttp llguidance openai prometheus_client fastapi flask starlette uvicorn httpx httpx2 requests "
     "huggingface_hub transformers tokenizers datasets peft trl accelerate deepspeed reasoning_gym matplotlib pytest "
     "prompt_toolkit ossia.train ossia.cli ossia.evals ossia.bench ossia.release ossia.server"
 ).split()

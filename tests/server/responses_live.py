@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
@@ -64,7 +64,7 @@ class Live:
     """A running server, its engine and the official client to it."""
 
     client: OpenAI
-    http: httpx.Client
+    http: httpx2.Client
     worker: FakeWorker
     app: FastAPI
     server: uvicorn.Server
@@ -95,7 +95,7 @@ def live(script: Script, *, store: Path | None, **engine: Any) -> Iterator[Live]
     try:
         with (
             OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client,
-            httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as http,
+            httpx2.Client(base_url=url, timeout=PATIENCE_SECONDS) as http,
         ):
             yield Live(client=client, http=http, worker=worker, app=app, server=server)
     finally:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from tests.server.serving import PATIENCE_SECONDS, Served, free_port, serving
 
 CLIENTS = 40
@@ -70,7 +70,7 @@ class Client:
     """Asks again and again, in ways drawn by chance."""
 
     def __init__(self, served: Served, ledger: Ledger, rng: random.Random) -> None:
-        self.http = httpx.AsyncClient(
+        self.http = httpx2.AsyncClient(
             base_url=served.url, timeout=PATIENCE_SECONDS, headers={"Authorization": f"Bearer {served.key}"}
         )
         self.ledger = ledger
@@ -85,10 +85,10 @@ class Client:
                 way = self.rng.choice((*ways, self.background))
                 try:
                     outcome = await way()
-                except httpx.TimeoutException:
+                except httpx2.TimeoutException:
                     outcome = "no answer"
                     self.ledger.wrong.append(f"{way.__name__}: nothing came for {PATIENCE_SECONDS} s")
-                except (httpx.TransportError, json.JSONDecodeError) as error:
+                except (httpx2.TransportError, json.JSONDecodeError) as error:
                     outcome = "cut by the kill"
                     if not self.ledger.down:
                         self.ledger.wrong.append(f"{way.__name__}: {type(error).__name__}: {error}")
@@ -118,7 +118,7 @@ class Client:
                 if "error" in event:
                     return f"ended with an error ({event['error']['code']})"
                 finish = next((c["finish_reason"] for c in event["choices"]), None) or finish
-        raise httpx.RemoteProtocolError("the stream ended without [DONE]")
+        raise httpx2.RemoteProtocolError("the stream ended without [DONE]")
 
     async def vanish(self) -> str:
         pieces = self.rng.randint(1, 20)
@@ -136,10 +136,10 @@ class Client:
         return "left midway"
 
     async def hang_up(self) -> str:
-        patience = httpx.Timeout(PATIENCE_SECONDS, read=self.rng.uniform(0.001, 0.05))
+        patience = httpx2.Timeout(PATIENCE_SECONDS, read=self.rng.uniform(0.001, 0.05))
         try:
             answer = await self.http.post("/chat/completions", json=self._chat(stream=False), timeout=patience)
-        except httpx.ReadTimeout:
+        except httpx2.ReadTimeout:
             return "left before the answer"
         return "answered at once" if answer.status_code == 200 else self._refused(answer)
 
@@ -162,7 +162,7 @@ class Client:
                     return f"ended with an error ({event.get('code')})"
                 if event["type"] in ("response.completed", "response.incomplete", "response.failed"):
                     return self._ended(event["response"])
-        raise httpx.RemoteProtocolError("the stream ended without its last event")
+        raise httpx2.RemoteProtocolError("the stream ended without its last event")
 
     async def background(self) -> str:
         answer = await self.http.post("/responses", json={**self._respond(stream=False), "background": True})
@@ -173,7 +173,7 @@ class Client:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while response["status"] not in FINAL:
             if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("a background response did not end")
+                raise httpx2.ReadTimeout("a background response did not end")
             await asyncio.sleep(0.05)
             answer = await self.http.get(f"/responses/{response['id']}")
             if answer.status_code != 200:
@@ -200,7 +200,7 @@ class Client:
     def _question(self) -> str:
         return f"What is {self.rng.randint(1, 9999)} + {self.rng.randint(1, 9999)}?"
 
-    def _refused(self, answer: httpx.Response) -> str:
+    def _refused(self, answer: httpx2.Response) -> str:
         error = answer.json()["error"]
         if answer.status_code in (429, 503) and error["message"]:
             return "refused, busy"
@@ -219,7 +219,7 @@ class Client:
         return f"ended as {response['status']}"
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[str]:
+async def _events(answer: httpx2.Response) -> AsyncIterator[str]:
     async for line in answer.aiter_lines():
         if line.startswith("data: "):
             yield line[6:]

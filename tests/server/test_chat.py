@@ -14,7 +14,7 @@ from tests.server.fake import said, turn_ids
 
 from ossia.harmony.messages import Message
 from ossia.llm import LLM
-from ossia.server.bridge import PACE
+from ossia.server.generation import PACE
 
 ASKED: Any = [{"role": "user", "content": "What is 6 times 7?"}]
 TOOL: Any = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from tests.server.fake import fake_llm
 from tests.server.golden.cases import BUSY, CASES, FAILS, Case
 
@@ -138,11 +138,11 @@ async def _answer(llm: LLM, case: Case, folder: Path) -> Recorded:
     worker: Any = ScriptedWorker(llm.tokenizer, case.turns, asyncio.get_running_loop())
     bridge = Bridge(llm, worker)
     app = create_app(bridge, Settings(model_name="demo", store=folder / "responses.sqlite", page=False))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         asyncio.timeout(60),
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport) as client,
+        httpx2.AsyncClient(transport=transport) as client,
     ):
         got = await client.request(case.method, f"http://127.0.0.1{case.path}", json=case.body)
         body = normalised(got.content)

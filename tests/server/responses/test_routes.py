@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -347,7 +347,7 @@ def test_a_client_that_leaves_ends_what_was_for_it(store: Path) -> None:
         with server.http.stream("POST", "/v1/responses", json=body) as answer:
             response_id = events_in(next(answer.iter_bytes()))[0]["response"]["id"]
         wait_for(lambda: server.worker.cancelled == [1], "the engine goes on for nobody")
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             server.http.post("/v1/responses", json={"model": "demo", "input": "hello"}, timeout=0.2)
         wait_for(lambda: server.worker.cancelled == [1, 2], "the engine goes on for nobody")
         server.worker.gate.set()
@@ -466,7 +466,7 @@ def test_a_killed_server_loses_no_response(store: Path) -> None:
                             begun.append(event.response.id)
                         elif event.type == "response.completed":
                             ended.append(event.response)
-            except (openai.APIError, httpx.HTTPError):
+            except (openai.APIError, httpx2.HTTPError):
                 pass
 
         wait_for(is_ready, "the server does not start")
