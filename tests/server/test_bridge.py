@@ -13,7 +13,7 @@ from ossia.engine.request import Sampling
 from ossia.errors import BusyError, HarmonyError, RequestError
 from ossia.harmony.messages import Conversation, Message
 from ossia.llm import LLM
-from ossia.server import bridge as bridge_module
+from ossia.server import generation as generation_module
 from ossia.server.bridge import (
     Bridge,
     ClosingError,
@@ -84,7 +84,7 @@ def test_tokens_that_come_fast_come_together(llm: LLM) -> None:
     async def use(bridge: Bridge) -> list[Event]:
         return await everything(await bridge.generate(turn()))
 
-    events = run(llm, FakeWorker(lambda _: ids, pace=bridge_module.PACE / 20), use)
+    events = run(llm, FakeWorker(lambda _: ids, pace=generation_module.PACE / 20), use)
     assert len([event for event in events if isinstance(event, Text)]) < len(ids) / 4
 
 
@@ -94,14 +94,14 @@ def test_tokens_that_come_slowly_come_at_once(llm: LLM) -> None:
     async def use(bridge: Bridge) -> list[Event]:
         return await everything(await bridge.generate(turn()))
 
-    events = run(llm, FakeWorker(lambda _: ids, pace=2 * bridge_module.PACE), use)
+    events = run(llm, FakeWorker(lambda _: ids, pace=2 * generation_module.PACE), use)
     texts = [event.text for event in events if isinstance(event, Text)]
     assert len(texts) == len(llm.tokenizer.encode("one two three"))
 
 
 def test_the_first_token_does_not_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others keep the loop paced, a new request's first token is still brought at once."""
-    monkeypatch.setattr(bridge_module, "PACE", 3600.0)
+    monkeypatch.setattr(generation_module, "PACE", 3600.0)
     ids = long_answer(llm)
     worker = FakeWorker(lambda _: ids, pace=0.001)
 
