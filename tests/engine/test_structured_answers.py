@@ -200,7 +200,7 @@ def test_where_the_model_may_choose_it_calls_or_answers() -> None:
     assert {"final", "ping"} <= ends
 
 
-@pytest.mark.parametrize("regex", [r"(yes|no)/[a-z]{2,5}", r"\d{3}-\d{4}", "a\n+b", r"<\|return\|>!"])
+@pytest.mark.parametrize("regex", [r"(yes|no)/[a-z]{2,5}", r"[0-9]{3}-[0-9]{4}", "a\n+b", r"<\|return\|>!"])
 def test_an_answer_matches_the_regular_expression_asked_for(regex: str) -> None:
     where = setting("random")
     grammar = where.grammar(regex=regex)
