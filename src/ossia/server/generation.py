@@ -21,7 +21,7 @@ OnEnd = Callable[[Usage, End], None]
 
 PACE, MOST_PACE = 0.02, 0.1
 """Seconds between two wake-ups of the loop while tokens come faster: what no reader can tell from at once."""
-PACED = 4
+PACED = 2
 """Generations that run at that pace; more of them slow it down, so that the loop's share of the time is bounded."""
 
 CLOSING = "the server closes before this answer is complete: ask again when it is back"
