@@ -100,9 +100,9 @@ class Sampled(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="An extension.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = Field(None, max_length=MOST_BIASES, description="Token id → what is added to its logit.")
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MOST_BIASES, description="Token id → what is added to its logit."
+    )
     user: str | None = Field(None, description="Taken, and of no effect.")
 
     @model_validator(mode="after")
@@ -212,7 +212,6 @@ _PARTS = {
         "additionalProperties": False,
     },
 }
-_CONTENT = {"anyOf": [{"type": "string"}, _PARTS]}
 _MESSAGE_SCHEMA = {
     "type": "object",
     "required": ["role"],
