@@ -1,0 +1,80 @@
+"""`ossia train launch`: the same command in many processes, on one machine or several, through torchrun's library."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+
+import click
+
+
+@click.command("launch", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--processes", type=click.IntRange(min=1), required=True, help="On this machine.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines in all.")
+@click.option("--node", type=click.IntRange(min=0), default=0, show_default=True, help="Which of them this is, from 0.")
+@click.option("--address", default="127.0.0.1:29500", show_default=True, help="HOST:PORT of node 0.")
+@click.argument("recipe")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def launch(processes: int, nodes: int, node: int, address: str, recipe: str, arguments: tuple[str, ...]) -> None:
+    """Train in many processes.
+
+    Give the recipe and its flags as to `ossia train`. On several machines run the same command on each, with its own
+    --node; they meet at --address. A process that dies ends all of them; the last saved state is kept, and the same
+    command with --resume goes on from it, with another number of processes too.
+    """
+    from ossia.errors import ConfigError, TrainingError
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--address is {address}: give HOST:PORT")
+    if node >= nodes:
+        raise ConfigError(f"--node is {node}: give a number below --nodes {nodes}")
+    if node == 0:
+        _check_free(host, int(port))
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # What it would say is said below.
+    # As torchrun does, unless the user knows better: the cores are shared among the processes.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=processes,
+        run_id="ossia",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{host}:{port}",
+        rdzv_configs={"rank": node, "timeout": 900},
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    command = ["-u", "-m", "ossia", "train", recipe, *arguments]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        raise TrainingError(
+            f"process {rank} {_end(first.exitcode)}, and the others were stopped: the last saved state is kept; "
+            "mend what it said and give the same command with --resume"
+        ) from None
+    except RuntimeError as error:
+        raise TrainingError(f"the nodes do not find each other at {address} ({str(error).splitlines()[0]})") from None
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises ConfigError where node 0 cannot listen there."""
+    from ossia.errors import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"--address {host}:{port} cannot be used ({error.strerror}): give another port") from None
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return f"was killed ({signal.Signals(-code).name})"
+    return f"ended with code {code}"
