@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --roo
 NATIVE := CMakeLists.txt $(wildcard csrc/*.* csrc/bindings/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format asan web clean FORCE
+.PHONY: help run test check format asan web demo-model clean FORCE
 
 help:
 	@echo 'make run [PROMPT="..."]   install if need be, and let the bundled model answer'
@@ -21,6 +21,7 @@ help:
 	@echo 'make check                style and types'
 	@echo 'make format               mend the style'
 	@echo 'make asan                 run the tests of the native kernels with every access to memory checked'
+	@echo 'make demo-model           train the bundled model anew, measure it, write its card: hours on one core'
 	@echo 'make web                  build the chat page anew from web/ (needs Node; nothing else does)'
 	@echo 'make clean                remove what was installed and built'
 
@@ -53,6 +54,10 @@ asan: $(VENV)/ready-dev
 # The page that `ossia serve` shows: built files are kept under src/ossia/server/web, so that no installation needs Node.
 web:
 	cd web && npm ci && npm run build
+
+# The bundled model: pretraining, supervised training, reinforcement, measurement, card. Give it again to go on.
+demo-model: $(VENV)/ready-dev
+	$(BIN)/python -m ossia.demo.make build/demo-model --install
 
 clean:
 	rm -rf $(VENV) build

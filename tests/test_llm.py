@@ -414,7 +414,7 @@ def test_the_second_start_maps_what_the_first_packed(
     lines: list[str] = []
     assert torch.equal(ossia.load(random_model, report=lines.append).logits(IDS), without)
     with monkeypatch.context() as patch:
-        patch.setattr("ossia.llm.pack.pieces", lambda *_: pytest.fail("packed again"))
+        patch.setattr("ossia.model.packed_cache.pieces", lambda *_: pytest.fail("packed again"))
         assert torch.equal(ossia.load(random_model, report=lines.append).logits(IDS), without)
     (path,) = (tmp_path / "cache" / "ossia" / "packed").iterdir()
     assert [line.split()[0] for line in lines] == ["packing", "packed"]
@@ -455,7 +455,7 @@ def test_memory_is_looked_at_before_anything_is_loaded(random_model: Path, monke
     assert ossia.load(random_model).context == 1024
     monkeypatch.setattr("ossia.model.memory.available_memory", lambda: half)
     assert ossia.load(random_model).context == 512
-    monkeypatch.setattr("ossia.llm.pack.pieces", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr("ossia.model.packed_cache.pieces", lambda *_: pytest.fail("packed"))
     with pytest.raises(RequestError, match=r"not enough memory: .* what fits is a context of 512 tokens in bf16"):
         ossia.load(random_model, context=1000)
     monkeypatch.setattr("ossia.model.memory.available_memory", lambda: 1000)

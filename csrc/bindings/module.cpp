@@ -53,6 +53,8 @@ void mxfp4_dequantize(nb::ndarray<nb::ro> blocks, nb::ndarray<nb::ro> scales, nb
 }  // namespace
 
 void bind_packed(nb::module_& m);
+void bind_grouped(nb::module_& m);
+void bind_training(nb::module_& m);
 void bind_unembedding(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_limits(nb::module_& m);
@@ -67,6 +69,8 @@ NB_MODULE(_native, m) {
   m.def("num_threads", &ossia::num_threads, "Threads that work, the caller included.");
   m.def("set_num_threads", &set_num_threads, nb::arg("count"), "Use so many threads from now on.");
   bind_packed(m);
+  bind_grouped(m);
+  bind_training(m);
   bind_unembedding(m);
   bind_attention(m);
   bind_limits(m);

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,24 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return read
 
 
-def write_whole(path: Path, content: str | bytes | memoryview, *, errors: str = "strict") -> None:
-    """Write `content` (text as UTF-8) beside `path`, have it on disk, and only then give it that name.
+def write_whole(
+    path: Path, content: str | bytes | memoryview | Sequence[bytes | memoryview], *, errors: str = "strict"
+) -> None:
+    """Write `content` beside `path`, have it on disk, and only then give it that name.
 
-    `errors` is for text that UTF-8 cannot say. An old file of that name is replaced. Raises StorageError where the disk
-    refuses; then nothing is left behind and an old file is untouched. What a killed process left half-written of the
-    same file is removed.
+    Text is written as UTF-8, several pieces one after another; `errors` is for text that UTF-8 cannot say. An old file
+    of that name is replaced. Raises StorageError where the disk refuses; then nothing is left behind and an old file is
+    untouched. What a killed process left half-written of the same file is removed.
     """
+    whole = content.encode(errors=errors) if isinstance(content, str) else content
+    pieces = (whole,) if isinstance(whole, bytes | memoryview) else whole
     partial = hidden(path, "partial")
     try:
         for leftover in leftovers(path, "partial"):
             leftover.unlink(missing_ok=True)
         try:
             with partial.open("wb") as file:
-                file.write(content.encode(errors=errors) if isinstance(content, str) else content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

@@ -26,10 +26,12 @@ from ossia.errors import CheckpointError, KernelError, OssiaError, RequestError,
 from ossia.files import read_json
 from ossia.harmony.tokenizer import Tokenizer
 from ossia.kernels import Kernels, cpu, select
-from ossia.model import adapt, memory, pack
+from ossia.model import adapt, memory
+from ossia.model.adapted import Variant, with_adapter
+from ossia.model.adapters import check_base, read_adapter
 from ossia.model.checkpoint import Checkpoint, open_checkpoint
 from ossia.model.locate import ORIGINAL, resolve_model, tokenizer_file
-from ossia.model.packed_cache import Report, packed_tensors
+from ossia.model.packed_cache import Report, packed_model
 from ossia.model.transformer import Transformer
 from ossia.reply import Reply, Stream
 
@@ -65,6 +67,8 @@ class LLM:
     """Tokens that a prompt and its answer may fill together."""
     cache_type: str
     """How keys and values are held: "bf16" or "q8"."""
+    adapters: Mapping[str, Variant] = field(default_factory=dict[str, Variant], repr=False)
+    """The model with each adapter that was loaded, by its name."""
     _tokenizer: Tokenizer | str = field(repr=False)
     """The vocabulary, or why there is none."""
 
@@ -75,22 +79,35 @@ class LLM:
             raise TokenizerError(self._tokenizer)
         return self._tokenizer
 
+    def adapted(self, adapter: str | None) -> Transformer:
+        """The model with this adapter, which for None is the model. Raises RequestError where it was not loaded."""
+        if adapter is None:
+            return self.model
+        if adapter not in self.adapters:
+            loaded = ", ".join(self.adapters) or "none"
+            raise RequestError(f"there is no adapter {adapter!r}: loaded are {loaded}")
+        return self.adapters[adapter].model
+
     def new_cache(self) -> loop.AnyCache:
         """Room for the keys and values of one sequence of up to `context` tokens, empty."""
         return loop.new_cache(self.model, context=self.context, cache_type=self.cache_type)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> Tensor:
         """float32 [T, vocab] on the CPU: for each of T tokens the scores of the one after it.
 
-        Raises RequestError for no tokens, more than the context holds, an id outside the vocabulary, or no more memory.
+        adapter: name of one that was loaded. Raises RequestError for no tokens, more than the context holds, an id
+        outside the vocabulary, or no more memory.
         """
         check_prompt(token_ids, vocab_size=self.config.vocab_size, context=self.context, room=0)
         with _memory_or(RequestError(f"memory ran out for the logits of {len(token_ids)} tokens: give fewer")):
-            return loop.score(self.model, token_ids, self.new_cache()).float().cpu()
+            return loop.score(self.adapted(adapter), token_ids, self.new_cache()).float().cpu()
 
-    def generate(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> Iterator[int]:
+    def generate(
+        self, token_ids: Sequence[int], sampling: Sampling | None = None, *, adapter: str | None = None
+    ) -> Iterator[int]:
         """The tokens that follow, one by one; see `engine.loop.generate`. Memory that runs out is a RequestError."""
-        tokens = generate(self.model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
+        model = self.adapted(adapter)
+        tokens = generate(model, token_ids, sampling, context=self.context, cache_type=self.cache_type)
 
         def guarded() -> Iterator[int]:
             with _memory_or(RequestError("memory ran out: shorten the prompt, or the answer with max_tokens")):
@@ -109,6 +126,7 @@ class LLM:
         temperature: float | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """The model's next turn in a conversation; arguments as in `stream`."""
         stream = self.stream(
@@ -120,6 +138,7 @@ class LLM:
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,
+            adapter=adapter,
         )
         for _ in stream:
             pass
@@ -136,13 +155,14 @@ class LLM:
         temperature: float | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> Stream:
         """The model's next turn, event by event as it comes, and at the end as a Reply.
 
         messages are OpenAI chat messages, or one user's text; tools are OpenAI function tools, which the model may call
-        and nobody runs; effort is "low", "medium" or "high"; date is what the model is told today is ("2025-06-28").
-        `sampling` replaces the checkpoint's recommendation, and each of the other values the one in it; the answer ends
-        at the vocabulary's own stop tokens, too.
+        and nobody runs; effort is "low", "medium" or "high"; date is what the model is told today is ("2025-06-28");
+        adapter is the name of one that was loaded. `sampling` replaces the checkpoint's recommendation, and each of the
+        other values the one in it; the answer ends at the vocabulary's own stop tokens, too.
         Raises HarmonyError, RequestError, or TokenizerError where the model has no vocabulary.
         """
         tokenizer = self.tokenizer
@@ -150,7 +170,8 @@ class LLM:
         sampling = replace(sampling or self.sampling, **{name: v for name, v in given.items() if v is not None})
         sampling = replace(sampling, stop_ids=sampling.stop_ids | tokenizer.stop_ids)
         prompt = ossia.render(messages, tokenizer=tokenizer, tools=tools, effort=effort, date=date)
-        return Stream(self.generate(prompt, sampling), tokenizer, num_prompt_tokens=len(prompt))
+        tokens = self.generate(prompt, sampling, adapter=adapter)
+        return Stream(tokens, tokenizer, num_prompt_tokens=len(prompt))
 
 
 def load(
@@ -165,6 +186,7 @@ def load(
     dense: str = "q8",
     packed_cache: bool = True,
     isa: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     report: Report | None = None,
 ) -> LLM:
     """Load a model: "demo", a folder in either published layout, or a hub id that was already downloaded.
@@ -183,6 +205,7 @@ def load(
     packed_cache: whether to keep the packed form in a file that later starts map into memory, and to use what is there
     (see `model.packed_cache`; small models need none).
     isa: "avx512", "avx2" or "plain" instead of the best that the processor has; results do not depend on it.
+    adapters: folders of LoRA adapters in PEFT's format, made for this model, by the name under which to ask for them.
     report: is told in lines for people where that file is and what went wrong with it; default the log.
 
     Elsewhere packed experts stay packed, unless the whole model unpacked takes at most 1 GB: the values are the same,
@@ -202,6 +225,7 @@ def load(
         dense=dense,
         packed_cache=packed_cache,
         isa=isa,
+        adapters=adapters,
         report=report,
     )
 
@@ -218,6 +242,7 @@ def from_checkpoint(
     dense: str = "q8",
     packed_cache: bool = True,
     isa: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     report: Report | None = None,
 ) -> LLM:
     """See `load`."""
@@ -240,7 +265,7 @@ def from_checkpoint(
     ran_out = f"{folder}: memory on {device} ran out while {num_bytes:,} bytes of weights were loaded"
     with _memory_or(CheckpointError(f"{ran_out}: choose a smaller model, another device, or torch.bfloat16 as dtype")):
         if packs:
-            model = _packed(checkpoint, chosen, dense=dense, keep=packed_cache, report=report or log.info)
+            model = packed_model(checkpoint, chosen, dense=dense, keep=packed_cache, report=report or log.info)
         else:
             # Whoever names the native kernels wants theirs, which read packed weights.
             model = _unpacked(checkpoint, chosen, dtype=dtype, device=device, stay_packed=kernels == "cpu")
@@ -248,6 +273,7 @@ def from_checkpoint(
         folder=checkpoint.folder,
         config=checkpoint.config,
         model=model,
+        adapters={name: _variant(model, checkpoint, path) for name, path in (adapters or {}).items()},
         sampling=_recommended(checkpoint.folder),
         context=context,
         cache_type=cache_type,
@@ -255,20 +281,11 @@ def from_checkpoint(
     )
 
 
-def _packed(checkpoint: Checkpoint, kernels: Kernels, *, dense: str, keep: bool, report: Report) -> Transformer:
-    """The model in the form that the native kernels read; its embedding stays in the checkpoint."""
-    model = adapt.build_packed(checkpoint.config, kernels, dense=dense)
-    specs = pack.packed_specs(model)
-
-    def pieces() -> Iterator[pack.Piece]:
-        return pack.pieces(checkpoint, model)
-
-    if keep:
-        tensors = packed_tensors(checkpoint, specs, pieces, dense=dense, report=report)
-    else:
-        tensors = pack.assembled(specs, pieces())
-    embedding = checkpoint[pack.EMBEDDING]
-    return adapt.fill(model, {**tensors, pack.EMBEDDING: embedding}.items())
+def _variant(model: Transformer, checkpoint: Checkpoint, folder: str | Path) -> Variant:
+    """The model with the adapter in this folder, which was made for it."""
+    adapter = read_adapter(folder, checkpoint.config)
+    check_base(adapter, checkpoint, str(folder))
+    return with_adapter(model, adapter)
 
 
 def _unpacked(

@@ -85,7 +85,7 @@ def records(*roles: str) -> Damage:
 
 INFO, CHAT = "info {model}", "chat ? --model {model}"
 INIT = "init {new} --layers 1 --experts 2 --experts-per-token 1 --hidden 64 --intermediate 32 --vocab 64"
-TRAIN = "train sft --out {new} --data {data} --tokenizer {vocabulary}"
+TRAIN = "train sft --out {new} --preset ossia-demo --data {data} --tokenizer {vocabulary}"
 
 MODELS: list[tuple[Damage, str]] = [
     (cut, "model.safetensors: tensor "),
@@ -150,6 +150,6 @@ def refused(folder: Path, command: str) -> list[str]:
 
 
 def weights(folder: Path) -> dict[Path, bytes]:
-    """Everything but what a run of training keeps for another try: its vocabulary."""
-    kept = folder / "new" / "tokenizer.json"
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != kept}
+    """Everything but what a run of training keeps for another try."""
+    kept = {folder / "new" / "run" / name for name in ("settings.toml", "tokenizer.json")}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path not in kept}

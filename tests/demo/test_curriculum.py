@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ossia.demo.curriculum import safety, scratch, tools
 from ossia.demo.curriculum.grading import grade
-from ossia.demo.curriculum.mixture import EVALUATION_ONLY, FAMILIES, PHASES, sample, samples
+from ossia.demo.curriculum.mixture import EVALUATION_ONLY, FAMILIES, sample, samples
 from ossia.demo.curriculum.sample import EFFORTS, Sample, is_heldout, normalise
+from ossia.demo.curriculum.texts import text
 from ossia.errors import DataError
 
 ALL = [*FAMILIES, *EVALUATION_ONLY]
@@ -85,11 +86,10 @@ def test_normalised_texts_ignore_case_space_and_closing_marks():
 
 
 def test_the_mixture_has_the_shares_it_states():
-    for phase, start in enumerate(PHASES):
-        total = sum(shares[phase] for _, shares in FAMILIES.values())
-        drawn = [sample(2, index).family for index in range(start, start + 4000)]
-        for family, (_, shares) in FAMILIES.items():
-            assert drawn.count(family) / len(drawn) == pytest.approx(shares[phase] / total, abs=0.025)
+    total = sum(share for _, share in FAMILIES.values())
+    drawn = [sample(2, index).family for index in range(4000)]
+    for family, (_, share) in FAMILIES.items():
+        assert drawn.count(family) / len(drawn) == pytest.approx(share / total, abs=0.025)
 
 
 def test_families_for_evaluation_and_unknown_ones_are_refused_in_training():
@@ -229,6 +229,52 @@ def test_the_check_of_high_effort_confirms_an_operand(a: int, operation: scratch
     assert lines[-1].rsplit("=", 1)[1] == said.split()[0]
 
 
+@given(st.text("abcdexyz", min_size=1, max_size=9))
+def test_a_word_is_spelt_with_places_and_read_from_the_last(word: str):
+    spelt, reversed_ = scratch.backward(word)
+    assert re.findall(r"([a-z])(\d+)", spelt.split(": ")[1]) == [(c, str(n)) for n, c in enumerate(word, 1)]
+    assert "".join(re.findall("[a-z]", reversed_)) == word[::-1]
+    assert scratch.numbered(word) == spelt.split(": ")[1]
+
+
+@given(st.text("abcABC", min_size=1, max_size=9), st.sampled_from("abc"), st.integers(0, 9))
+def test_letters_are_counted_without_case_from_where_the_count_stood(word: str, letter: str, before: int):
+    marks, total = scratch.counted(word, letter, before)
+    assert total == before + word.lower().count(letter)
+    assert [int(count) for count in re.findall(r"\d+", marks)] == [
+        before + word[:end].lower().count(letter) for end in range(1, len(word) + 1)
+    ]
+
+
+@given(st.lists(st.integers(0, 99).map(str), min_size=1, max_size=6), st.integers(0, 99), st.booleans(), st.booleans())
+def test_the_last_line_of_a_filter_has_what_stays(numbers: list[str], bound: int, larger: bool, keep: bool):
+    lines = scratch.filtered(numbers, str(bound), larger=larger, keep=keep)
+    beyond = [int(n) > bound if larger else int(n) < bound for n in numbers]
+    assert lines[-1].split(":")[1].split() == [
+        n for n, is_beyond in zip(numbers, beyond, strict=True) if is_beyond == keep
+    ]
+    assert [line.split(":")[0].split()[-1] for line in lines] == ["keep" if b == keep else "drop" for b in beyond]
+
+
+# -------------------------------------------------------------------- texts
+
+
+def test_a_text_is_a_function_of_seed_and_index_alone():
+    forward = [text(4, index) for index in range(80)]
+    assert forward == [text(4, index) for index in reversed(range(80))][::-1]
+    assert len({*forward, *(text(5, index) for index in range(80))}) > 150
+
+
+def test_texts_leave_out_what_is_held_out():
+    turned = 0
+    for document in (text(1, index) for index in range(4000)):
+        for word, answer in re.findall(r"^(\w+): (?:\w\d+)+\n(?:\w\d+)+\n(\w+)$", document, re.MULTILINE):
+            assert word[::-1] == answer
+            assert not is_heldout(normalise(f"Spell this word backward (example: sun -> nus): {word}"))
+            turned += 1
+    assert turned > 600
+
+
 # -------------------------------------------------------------------- effort, tools, safety
 
 
@@ -269,6 +315,15 @@ def test_unseen_function_names_never_occur_in_training():
     for family in ("tool_call", "tool_answer", "tool_missing", "tool_unneeded"):
         assert all(nouns(drawn).isdisjoint(tools.UNSEEN_NOUNS) for drawn in some(family, 300))
     assert all(nouns(drawn) <= set(tools.UNSEEN_NOUNS) for drawn in some("tool_call_unseen", 100))
+
+
+def test_the_reasoning_goes_through_every_tool_and_says_of_the_right_one_that_it_fits():
+    for drawn in [*some("tool_call", 200), *some("tool_missing", 200)]:
+        names = [tool["function"]["name"] for tool in drawn.tools]
+        call = next((message for message in drawn.messages if message.get("tool_calls")), drawn.messages[-1])
+        found = re.findall(r"(\w+) (yes|no)\b", call["reasoning"])
+        assert [name for name, _ in found] == names
+        assert [name for name, fits in found if fits == "yes"] == ([drawn.call["name"]] if drawn.call else [])
 
 
 def test_a_missing_tool_is_really_missing():
@@ -329,7 +384,8 @@ def test_the_vocabulary_is_written_in_the_form_of_gpt_oss(tmp_path, monkeypatch)
 
     monkeypatch.setattr(vocabulary, "NUM_CONVERSATIONS", 600)
     monkeypatch.setattr(vocabulary, "NUM_INVENTED", 300)
-    monkeypatch.setattr(vocabulary, "NUM_SPELLED", 200)
+    monkeypatch.setattr(vocabulary, "NUM_TEXTS", 300)
+    monkeypatch.setattr(vocabulary, "NUM_STRETCHES", 200)
     vocabulary._running_text.cache_clear()
     path = vocabulary.train_vocabulary(tmp_path / "a", size=1024)
     assert path == tmp_path / "a" / "tokenizer.json"
@@ -343,8 +399,13 @@ def test_the_vocabulary_is_written_in_the_form_of_gpt_oss(tmp_path, monkeypatch)
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode('1234+56=\n{"city":"Oslo"} in Oslo, don\'t')]
     assert pieces[:9] == ["1", "2", "3", "4", "+", "5", "6", "=", "\n"]
     assert not any(re.search(r"[\"'{(=:]\w", piece) for piece in pieces if piece != "'t")
-    text = "Ünïcode 中文 🙂 \t\r\n  _x_ 3½"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    for word in ("weather", "Oslo", "branfil"):
+        alone = tokenizer.encode(word)
+        for around in ('"{}"', " {}", "get_{}", "{}=1", "({})"):
+            left, right = map(tokenizer.encode, around.split("{}"))
+            assert tokenizer.encode(around.format(word)) == [*left, *alone, *right]
+    written = "Ünïcode 中文 🙂 \t\r\n  _x_ 3½"
+    assert tokenizer.decode(tokenizer.encode(written)) == written
 
 
 def test_a_vocabulary_larger_than_its_corpus_is_refused(tmp_path, monkeypatch):

@@ -14,7 +14,15 @@ import pytest
 import ossia.kernels
 
 NAME = "ossia.kernels._native"
-TESTS = ("test_cpu.py", "test_cpu_packed.py", "test_cpu_unembedding.py", "test_cpu_attention.py", "test_doors.py")
+TESTS = (
+    "test_cpu.py",
+    "test_cpu_packed.py",
+    "test_cpu_grouped.py",
+    "test_cpu_unembedding.py",
+    "test_cpu_attention.py",
+    "test_cpu_training.py",
+    "test_doors.py",
+)
 
 
 def main() -> int:

@@ -103,6 +103,34 @@ def experts_exact(r: Random) -> Operands:
     return experts_packed(r)
 
 
+def linear_bf16_transposed(r: Random) -> Operands:
+    tokens, rows, columns, tiles, _ = r.dense()
+    out = r.floats(tokens, columns)
+    return {"grad": r.floats(tokens, rows), "weight": r.words(tiles, columns, 16), "out": out}
+
+
+def grouped(r: Random) -> tuple[int, int, int, Operands]:
+    """Rows sorted by expert, and those and the columns of the experts' matrices."""
+    experts, tiles, blocks = r.size(0, 1, 3), r.size(0, 1, 2, 9), r.size(0, 1, 2, 17)
+    sizes = r.numpy.integers(0, r.size(1, 2, 30, 500), experts)
+    offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
+    if r.numpy.random() < 0.2:
+        offsets[r.numpy.integers(len(offsets))] += r.size(-1, 1, 2**40)
+    tiled = {"codes": r.bytes(experts, tiles, blocks, 256), "scales": r.bytes(experts, tiles, blocks, 16)}
+    return int(sizes.sum()), 16 * tiles, 32 * blocks, {**tiled, "offsets": offsets}
+
+
+def grouped_mxfp4(r: Random) -> Operands:
+    slots, rows, columns, weight = grouped(r)
+    bias = r.floats(len(weight["codes"]), rows) if r.size(0, 1) else None
+    return {"x": r.floats(slots, columns), **weight, "bias": bias, "out": r.floats(slots, rows)}
+
+
+def grouped_mxfp4_transposed(r: Random) -> Operands:
+    slots, rows, columns, weight = grouped(r)
+    return {"grad": r.floats(slots, rows), **weight, "out": r.floats(slots, columns)}
+
+
 def rms_norm(r: Random) -> Operands:
     tokens, _, columns, _, _ = r.dense()
     return {"x": r.floats(tokens, columns), "scale": r.floats(columns), "eps": 1e-5, "out": r.floats(tokens, columns)}
@@ -214,6 +242,115 @@ def attention_paged(r: Random) -> Operands:
     }
 
 
+# ---------------------------------------------------------------- training
+
+
+def numbers(r: Random) -> Callable[..., np.ndarray]:
+    """What makes all the operands of a call, floats or bfloat16."""
+    return r.floats if r.size(0, 1) else r.words
+
+
+def rms_norm_training(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    out = {"out": make(rows, width), "inverse": r.floats(rows)}
+    return {"x": make(rows, width), "scale": make(width), "eps": 1e-5, **out}
+
+
+def rms_norm_backward(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    out = {"x_grad": make(rows, width), "scale_grad": make(width)}
+    return {"x": make(rows, width), "scale": make(width), "inverse": r.floats(rows), "grad": make(rows, width), **out}
+
+
+def rope_training(r: Random) -> Operands:
+    tokens, heads, half, make = r.size(0, 1, 3, 50), r.size(0, 1, 5), r.size(0, 1, 8, 20), numbers(r)
+    angles = {"cos": r.floats(tokens, half), "sin": r.floats(tokens, half), "back": bool(r.size(0, 1))}
+    return {"x": make(tokens, heads, 2 * half), **angles, "out": make(tokens, heads, 2 * half)}
+
+
+def swiglu(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    return {"gate_up": make(rows, 2 * width), "limit": 7.0, "hidden": make(rows, width)}
+
+
+def swiglu_backward(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    out = {"gate_up_grad": make(rows, 2 * width), "hidden": make(rows, width)}
+    return {"gate_up": make(rows, 2 * width), "grad": make(rows, width), "limit": 7.0, **out}
+
+
+def combine_rows(r: Random) -> Operands:
+    (rows, tokens, width, _, _), active, make = r.dense(), r.size(0, 1, 2), numbers(r)
+    weights = make(tokens, active) if r.size(0, 1) else None
+    out = make(tokens, width)
+    return {"x": make(rows, width), "places": r.ids(rows, tokens, active), "weights": weights, "out": out}
+
+
+def combine_rows_backward(r: Random) -> Operands:
+    (rows, tokens, width, _, _), active, make = r.dense(), r.size(0, 1, 2), numbers(r)
+    given = {"places": r.ids(rows, tokens, active), "weights": make(tokens, active), "grad": make(tokens, width)}
+    return {"x": make(rows, width), **given, "x_grad": make(rows, width), "weights_grad": make(tokens, active)}
+
+
+def sum_rows(r: Random) -> Operands:
+    (_, _, width, _, _), sizes, make = r.dense(), r.numpy.integers(0, 200, r.size(0, 1, 4)), numbers(r)
+    offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
+    if r.numpy.random() < 0.2:
+        offsets[r.numpy.integers(len(offsets))] += r.size(-1, 1, 2**40)
+    return {"x": make(int(sizes.sum()), width), "offsets": offsets, "out": make(len(sizes), width)}
+
+
+def surprise(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    out = {"surprise": r.floats(rows), "log_sums": r.floats(rows)}
+    return {"logits": make(rows, width), "targets": r.ids(width, rows), **out}
+
+
+def surprise_backward(r: Random) -> Operands:
+    (rows, _, width, _, _), make = r.dense(), numbers(r)
+    given = {"targets": r.ids(width, rows), "log_sums": r.floats(rows), "grad": r.floats(rows)}
+    return {"logits": make(rows, width), **given, "logits_grad": make(rows, width)}
+
+
+def store_mxfp4(r: Random) -> Operands:
+    blocks, make = r.size(0, 1, 127, 128, 129, 300), numbers(r)
+    changed = r.ids(1, -(-blocks // 128))
+    return {"weight": r.floats(blocks, 32), "doubled": 0x400001, "stored": make(blocks, 32), "changed": changed}
+
+
+def attention_training(r: Random) -> Operands:
+    groups, per_group, head, make = r.size(1, 2), r.size(1, 3), r.size(16, 32, 64, 128, 40), numbers(r)
+    lengths = r.numpy.integers(0, 70, r.size(0, 1, 3))
+    starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    if r.numpy.random() < 0.2:
+        starts[r.numpy.integers(len(starts))] += r.size(-1, 1, 2**40)
+    tokens, heads = int(lengths.sum()), groups * per_group
+    return {
+        "q": make(tokens, heads, head),
+        "k": make(tokens, groups, head),
+        "v": make(tokens, groups, head),
+        "sinks": r.floats(heads),
+        "starts": starts,
+        "window": r.size(0, 1, 5, 32, 128, 2**62, -1),
+        "out": make(tokens, heads, head),
+        "log_sums": r.floats(tokens, heads),
+    }
+
+
+def attention_training_backward(r: Random) -> Operands:
+    given = attention_training(r)
+    q, k = given["q"], given["k"]
+    sink_grads = r.floats(len(given["starts"]) - 1, q.shape[1])
+    return {
+        **given,
+        "out_grad": np.ones_like(q),
+        "q_grad": np.empty_like(q),
+        "k_grad": np.empty_like(k),
+        "v_grad": np.empty_like(k),
+        "sink_grads": sink_grads,
+    }
+
+
 def measure_limits(r: Random) -> Operands:
     return {"threads": -1, "num_bytes": 0}
 
@@ -221,8 +358,11 @@ def measure_limits(r: Random) -> Operands:
 DOORS: dict[str, Callable[[Random], Operands]] = {
     door.__name__: door
     for door in (
-        linear_q8, linear_bf16, experts_packed, experts_exact, rms_norm, rope, mxfp4_dequantize, pack_mxfp4, pack_q8,
-        pack_bf16, logits_split, best_split, bounds_split, pack_split, attention_paged, measure_limits,
+        linear_q8, linear_bf16, experts_packed, experts_exact, linear_bf16_transposed, grouped_mxfp4,
+        grouped_mxfp4_transposed, rms_norm, rope, mxfp4_dequantize, pack_mxfp4, pack_q8, pack_bf16,
+        logits_split, best_split, bounds_split, pack_split, attention_paged, measure_limits, rms_norm_training,
+        rms_norm_backward, rope_training, swiglu, swiglu_backward, combine_rows, combine_rows_backward,
+        sum_rows, surprise, surprise_backward, store_mxfp4, attention_training, attention_training_backward,
     )
 }  # fmt: skip
 """Native function → operands that go together, with something out of range among them now and then."""

@@ -23,8 +23,13 @@ TOLERANCES = {
 
 PACKED = {
     "linear_bf16", "linear_q8", "experts_packed", "experts_exact", "attention_paged", "logits_split", "best_split",
+    "linear_bf16_transposed", "grouped_mxfp4", "grouped_mxfp4_transposed",
 }  # fmt: skip
-"""Ops on operands of their own: test_cpu_packed.py, test_cpu_attention.py and test_cpu_unembedding.py beside this."""
+"""Ops on operands of their own: in test_cpu_packed.py, test_cpu_attention.py, test_cpu_unembedding.py and
+test_cpu_grouped.py beside this."""
+
+TRAINING = {"surprise", "store_mxfp4"}
+"""Ops that only training needs: in test_cpu_training.py."""
 
 TABLE = [
     pytest.param(op, source, name, id=f"{op}, {source}: {name}")
@@ -49,7 +54,7 @@ def difference(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("op", "source", "name"), TABLE)
 def test_is_the_reference(op: str, source: str, name: str, dtype: torch.dtype) -> None:
-    if source == "cpu" and not cpu.available():
+    if source in ("cpu", "training") and not cpu.available():
         pytest.skip(str(cpu.why_not()))
     given = operands(op, name, dtype)
     expected = ops.load(op, "reference")(*map(widened, given))
@@ -60,9 +65,9 @@ def test_is_the_reference(op: str, source: str, name: str, dtype: torch.dtype) -
 
 
 def test_every_op_has_a_reference_and_cases() -> None:
-    assert set(CASES) | PACKED == set(ops.IMPLEMENTATIONS)
+    assert set(CASES) | PACKED | TRAINING == set(ops.IMPLEMENTATIONS)
     for op, sources in ops.IMPLEMENTATIONS.items():
-        assert {"reference", "cpu" if op in PACKED else "torch"} <= set(sources), op
+        assert {"reference", "cpu" if op in PACKED else "training" if op in TRAINING else "torch"} <= set(sources), op
 
 
 # ---------------------------------------------------------------- the reference against numpy, written another way
@@ -163,6 +168,8 @@ def test_an_expert_that_nobody_chose_is_not_read() -> None:
     broken = gate_up.clone()
     broken[2] = torch.nan
     for source in ops.IMPLEMENTATIONS["experts"]:
+        if source == "training" and not cpu.available():
+            continue
         experts = ops.load("experts", source)
         assert torch.equal(experts(x, broken, *rest), experts(x, gate_up, *rest))
 

@@ -1,7 +1,7 @@
 """Gradients of every parameter of a whole model, sinks and routers included.
 
-torch kernels in float32 against reference kernels in float64, and torch kernels in float64 against transformers' own
-backward pass in float64. Differences are a part of the largest gradient of the same parameter.
+Torch's and training's kernels in float32 against reference kernels in float64, and torch's in float64 against
+transformers' own backward pass in float64. Differences are a part of the largest gradient of the same parameter.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from tests.model.oracles import packed, random_tensors, small, transformers_mode
 from torch import Tensor
 
 from ossia.config import ModelConfig
-from ossia.kernels import select
+from ossia.kernels import select, select_for_training
 from ossia.model.adapt import build, fill
 from ossia.model.attention import Packed
 
@@ -42,7 +42,7 @@ def weighting(config: ModelConfig, length: int) -> Tensor:
 def gradients(
     config: ModelConfig, tensors: dict[str, Tensor], choice: str, dtype: torch.dtype, kind: str = "dense"
 ) -> dict[str, Tensor]:
-    kernels = select(choice)
+    kernels = select_for_training() if choice == "training" else select(choice)
     model = fill(build(config, kernels, experts=kind), tensors.items(), dtype=dtype).requires_grad_()
     ids = torch.cat([ids_of(config, length) for length in LENGTHS])
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
@@ -64,13 +64,14 @@ def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], limit: floa
     assert off[worst] <= limit, f"{worst}: {off[worst]}"
 
 
+@pytest.mark.parametrize("choice", ["torch", "training"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_torch_in_float32_against_the_reference_in_float64(name: str) -> None:
+def test_in_float32_against_the_reference_in_float64(name: str, choice: str) -> None:
     config = CONFIGS[name]
     tensors = random_tensors(config)
     expected = gradients(config, tensors, "reference", torch.float64)
     assert {"layers.0.attention.sinks", "layers.0.mlp.router.weight", "layers.0.mlp.router.bias"} <= expected.keys()
-    assert_near(gradients(config, tensors, "torch", torch.float32), expected, LIMIT_FLOAT32)
+    assert_near(gradients(config, tensors, choice, torch.float32), expected, LIMIT_FLOAT32)
 
 
 def test_through_packed_experts() -> None:

@@ -1,7 +1,9 @@
 """What the published models take, what a machine and its control groups leave, and what is said of the difference."""
 
 import os
+import platform
 import resource
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -246,3 +248,27 @@ def test_the_limit_of_the_process_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert available_memory(tmp_path) == 3_000_000
     write(tmp_path, "proc/self/statm", "100 50 20 1 0 30 0\n")
     assert available_memory(tmp_path) == 3_000_000 - 100 * os.sysconf("SC_PAGE_SIZE")
+
+
+HOLES = """
+import sys
+from ossia.model.memory import keep_no_freed_memory
+
+if sys.argv[1] == "yes":
+    keep_no_freed_memory()
+del (first := {"once": bytearray(24 << 20)})["once"]  # From now on glibc takes pieces of this size from its heap.
+pieces = [(bytearray(20 << 20), bytearray(500_000)) for _ in range(8)]
+kept = [small for _, small in pieces]
+del pieces
+(line,) = (line for line in open("/proc/self/status") if line.startswith("RssAnon:"))
+print(line.split()[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's own habit")
+def test_freed_memory_is_given_back() -> None:
+    def resident(called: str) -> int:
+        ran = subprocess.run([sys.executable, "-c", HOLES, called], capture_output=True, text=True, check=True)
+        return int(ran.stdout) * 1024
+
+    assert resident("no") - resident("yes") > 100 * 2**20

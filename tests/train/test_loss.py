@@ -1,55 +1,66 @@
 import math
+from dataclasses import replace
 
+import pytest
 import torch
-from tests.train.small import run, small_model
+from tests.train.small import SMALL, batch_of, small_model
 
-from ossia.train.loss import RouterWatch, cross_entropy
-
-
-def test_cross_entropy_is_the_mean_surprise_in_nats():
-    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(7.0), 0.0]])
-    expected = -(math.log(3 / 4) + math.log(1 / 8)) / 2
-    assert math.isclose(float(cross_entropy(logits, torch.tensor([1, 1]))), expected, rel_tol=1e-6)
+from ossia.train import loss
+from ossia.train.loss import cross_entropy, hidden, logprobs
+from ossia.train.routers import RouterWatch
 
 
-def test_balance_is_one_where_routers_are_indifferent_and_more_where_they_are_not():
-    routers = RouterWatch(routers=[], num_active=2)
-    torch.manual_seed(0)
-    routers.logits = [torch.randn(20_000, 4) * 1e-3]
-    assert abs(float(routers.balance_loss()) - 1) < 0.01
-    routers.logits = [torch.randn(1000, 4) + torch.tensor([9.0, 9.0, 0.0, 0.0])]
-    assert float(routers.balance_loss()) > 1.9
-    assert routers.loads().tolist()[0][:2] == [0.5, 0.5]
+def quiet(model):
+    return RouterWatch.of(model)
 
 
-def test_balance_and_z_by_hand():
-    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
-    routers = RouterWatch(routers=[], num_active=1)
-    routers.logits = [logits]
-    probabilities = [[math.exp(x) / sum(math.exp(y) for y in row) for x in row] for row in logits.tolist()]
-    load = [0.5, 0.5, 0.0]
-    balance = 3 * sum(f * (a + b) / 2 for f, a, b in zip(load, *probabilities, strict=True))
-    z = sum(math.log(sum(math.exp(x) for x in row)) ** 2 for row in logits.tolist()) / 2
-    assert math.isclose(float(routers.balance_loss()), balance, rel_tol=1e-6)
-    assert math.isclose(float(routers.z_loss()), z, rel_tol=1e-6)
-
-
-def test_watching_changes_no_logit_and_leaves_nothing_behind():
+def test_log_probabilities_by_hand():
     model = small_model()
-    plain = run(model)
-    with RouterWatch.of(model) as routers:
-        watched = run(model)
-    assert torch.equal(plain, watched)
-    assert [tuple(logits.shape) for logits in routers.logits] == [(50, 4), (50, 4)]
-    run(model)
-    assert len(routers.logits) == 2
-    assert torch.allclose(routers.loads().sum(dim=-1), torch.ones(2))
+    with torch.no_grad():
+        model.unembedding.weight.zero_()
+        model.unembedding.weight[1] = math.log(
+            3.0
+        )  # Against hidden states that sum to one: 3 to 1 for each other token.
+    states = torch.zeros(2, SMALL.hidden_size)
+    states[:, 5] = 1
+    found = logprobs(model, states, torch.tensor([1, 0]))
+    assert found.tolist() == pytest.approx([math.log(3 / 66), math.log(1 / 66)], rel=1e-6)
 
 
-def test_gradient_of_the_balance_loss_reaches_experts_that_were_not_chosen():
-    logits = torch.tensor([[5.0, 0.0, -5.0]], requires_grad=True)
-    routers = RouterWatch(routers=[], num_active=1)
-    routers.logits = [logits]
-    routers.balance_loss().backward()
-    assert float(logits.grad[0, 0]) > 0
-    assert float(logits.grad[0, 1]) < 0 and float(logits.grad[0, 2]) < 0
+def test_the_loss_is_a_sum_and_weights_count():
+    model, batch = small_model(), batch_of((6, 9), 0)
+    total, told = cross_entropy(model, batch, quiet(model))
+    single = -logprobs(model, hidden(model, batch), batch.targets)
+    assert float(total.detach()) == pytest.approx(float(single.sum().detach()), rel=1e-6) == told["loss"]
+    weights = torch.linspace(0, 2, len(batch.targets))
+    weighted, _ = cross_entropy(model, replace(batch, weights=weights), quiet(model))
+    assert float(weighted.detach()) == pytest.approx(float((single * weights).sum().detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_give_the_same_gradients_and_never_all_logits(dtype, monkeypatch):
+    model, batch = small_model(dtype), batch_of((20, 11), 1)
+    results = []
+    for at_once in (2**24, 64 * 4):
+        monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+        largest = []
+        handle = model.unembedding.register_forward_hook(lambda _m, _i, out, seen=largest: seen.append(len(out)))
+        total, _ = cross_entropy(model, batch, quiet(model))
+        total.backward()
+        handle.remove()
+        results.append((float(total.detach()), {n: p.grad.float() for n, p in model.named_parameters()}))
+        model.zero_grad(set_to_none=True)
+        assert max(largest) == (len(batch.rows) if at_once > 256 else 4)
+    (whole, gradients), (pieces, again) = results
+    assert pieces == pytest.approx(whole, rel=1e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for name, gradient in gradients.items():
+        assert float((again[name] - gradient).abs().max()) <= tolerance * float(gradient.abs().max()), name
+
+
+def test_a_batch_with_nothing_to_learn_has_a_loss_of_zero():
+    model, batch = small_model(), batch_of((4,), 0, learn=0.0)
+    total, told = cross_entropy(model, batch, quiet(model))
+    total.backward()
+    assert told == {"loss": 0.0}
+    assert all(p.grad is None or not bool(p.grad.any()) for p in model.parameters())

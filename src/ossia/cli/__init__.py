@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench:bench", "Measure a model's speed beside the machine's limits."),
     "cache": ("cache:cache", "List, remove or verify the packed models kept on disk."),
     "export": ("export:export", "Write a model for llama.cpp, transformers or vLLM."),
+    "merge": ("merge:merge", "Make an adapter part of its model."),
     "train": ("train:train", "Train a model."),
     "eval": ("eval:evaluate", "Measure a model on held-out problems."),
 }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ossia.llm import LLM
     from ossia.reply import Stream
 
+ADAPTER = "adapter"
+"""The name here of the one that is given."""
 EFFORTS = ("low", "medium", "high")  # As harmony has them, whose import would slow down every --help.
 
 
@@ -32,6 +34,7 @@ class Settings:
     seed: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    adapter: str | None = None
 
     def ask(self, llm: "LLM", messages: list[dict[str, Any]]) -> "Stream":
         """Begin the next turn of a conversation."""
@@ -44,12 +47,14 @@ class Settings:
             seed=self.seed,
             temperature=self.temperature,
             max_tokens=self.max_tokens,
+            adapter=self.adapter,
         )
 
 
 @click.command("chat")
 @click.argument("prompt", nargs=-1)
 @click.option("--model", "-m", default="demo", show_default=True, help='"demo", a model folder, or a hub id.')
+@click.option("--adapter", type=click.Path(path_type=Path), help="The folder of a LoRA adapter of the model.")
 @click.option("--effort", "-e", type=click.Choice(EFFORTS), default="medium", help="How much to think.")
 @click.option("--system", "-s", help="Instructions for the model.")
 @click.option("--tools", type=click.Path(path_type=Path), help="A JSON file with OpenAI function tools; none is run.")
@@ -63,6 +68,7 @@ class Settings:
 def chat(
     prompt: tuple[str, ...],
     model: str,
+    adapter: Path | None,
     effort: str,
     system: str | None,
     tools: Path | None,
@@ -89,6 +95,7 @@ def chat(
         seed=seed,
         temperature=temperature,
         max_tokens=max_tokens,
+        adapter=None if adapter is None else ADAPTER,
     )
     # Refused before the model is loaded, which may take a while.
     replace(Sampling(seed=seed, max_tokens=max_tokens), temperature=1.0 if temperature is None else temperature)
@@ -104,7 +111,7 @@ def chat(
 
     import ossia
 
-    llm = ossia.load(model, **loading, report=tell)
+    llm = ossia.load(model, **loading, adapters={ADAPTER: adapter} if adapter else None, report=tell)
     view = cast("ReasoningView", reasoning)
     if question is None:
         from ossia.cli.conversation import converse

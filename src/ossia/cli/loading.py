@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,6 +60,19 @@ def loading_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def named_adapters(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=FOLDER of each adapter, as a callback of an option."""
+    adapters: dict[str, Path] = {}
+    for each in given:
+        name, mark, folder = each.partition("=")
+        if not (name and mark and folder):
+            raise click.BadParameter(f"{each!r} is not NAME=FOLDER.", context, parameter)
+        if name in adapters:
+            raise click.BadParameter(f"there are two adapters {name!r}.", context, parameter)
+        adapters[name] = Path(folder)
+    return adapters
 
 
 def tell(text: str) -> None:

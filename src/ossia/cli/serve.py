@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ossia.cli.loading import loading_options, tell
+from ossia.cli.loading import loading_options, named_adapters, tell
 from ossia.errors import OssiaError
 
 if TYPE_CHECKING:
@@ -21,6 +21,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @click.command("serve")
 @click.option("--model", "-m", default="demo", show_default=True, help='"demo", a model folder, or a hub id.')
 @click.option("--name", help="The model's name in the API.  [default: as --model has it]")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    callback=named_adapters,
+    help='A LoRA adapter of the model, asked for as "MODEL:NAME"; may be repeated.',
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="OSSIA_API_KEY", show_envvar=True, help="What requests must bring.")
@@ -49,6 +57,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def serve(
     model: str,
     name: str | None,
+    adapters: dict[str, Path],
     host: str,
     port: int,
     api_key: str | None,
@@ -88,10 +97,11 @@ def serve(
     # default of 5 ms would leave the engine waiting for half of the time.
     sys.setswitchinterval(SWITCH_SECONDS)
     with listen(host, port) as bound:  # Refused before the model is loaded, which may take a while.
-        llm = ossia.load(model, **loading, report=tell)
+        llm = ossia.load(model, **loading, adapters=adapters, report=tell)
         prefixes = PrefixStore(prefix_cache, llm.model, cache_type=llm.cache_type) if prefix_cache else None
         engine = Engine(
             llm.model,
+            adapters=llm.adapters,
             context=llm.context,
             cache_type=llm.cache_type,
             max_batch=max_batch,
@@ -142,6 +152,8 @@ def _introduce(llm: "LLM", settings: Any, address: tuple[Any, ...], *, num_block
     key = "an API key is asked for" if settings.api_key else "no API key"
     cache = f"cache of {num_blocks:,} blocks in {llm.cache_type}"
     tell(f"model    {settings.model_name}, context of {llm.context:,} tokens, {cache}")
+    for adapter in llm.adapters:
+        tell(f"adapter  {settings.model_name}:{adapter}")
     tell(f"API      {url}/v1, described at {url}/docs; {key}")
     if settings.store is not None:
         tell(f"store    {settings.store}")

@@ -1,94 +1,62 @@
-"""`ossia train RECIPE`: each recipe's flags are the fields of its settings."""
+"""`ossia train`: the recipes, and what helps before and after a run; each is imported when it is asked for."""
 
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ossia.cli.extras import need
-from ossia.train.sft import SftConfig
+RECIPES: dict[str, tuple[str, str, str]] = {
+    "pretrain": ("pretrain", "PretrainSettings", "Learn every token of texts or conversations."),
+    "sft": ("sft", "SftSettings", "Learn what the assistant says in conversations."),
+    "lora": ("lora", "LoraSettings", "Learn adapters beside frozen, packed weights."),
+    "rl": ("rl.recipe", "RlSettings", "Learn from verifiable rewards."),
+}
+"""Name → module under `ossia.train`, its settings, and what to say of it. The module's `train` runs it."""
 
-
-def _option(field: "Field[Any]") -> click.Option:
-    required = field.default is MISSING
-    types = get_args(field.type) or (field.type,)
-    kind: Any = click.Path(path_type=Path) if Path in types else types[0]
-    default: dict[str, Any] = {} if required else {"default": field.default, "show_default": field.default is not None}
-    return click.Option(
-        [f"--{field.name.replace('_', '-')}"],
-        type=None if kind is bool else kind,
-        is_flag=kind is bool,
-        required=required,
-        help=field.metadata["help"],
-        **default,
-    )
+OTHERS: dict[str, tuple[str, str]] = {
+    "launch": ("launch:launch", "The same run in many processes, on one machine or several."),
+    "plan": ("plan:plan", "What a run would take on GPUs, before it is started."),
+    "data": ("data:data", "What becomes of data, and one document as it is learnt."),
+    "report": ("train:report", "Write the report of a run anew."),
+}
+"""Name → module under `ossia.cli` and its command, and what to say of it."""
 
 
-def options_of(settings: type) -> Callable[[click.Command], click.Command]:
-    """Gives a command one option for each field of a recipe's settings."""
+class _Train(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*RECIPES, *OTHERS]
 
-    def add(command: click.Command) -> click.Command:
-        command.params.extend(_option(field) for field in fields(settings))
-        return command
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in RECIPES:
+            from ossia.cli.recipe import RecipeCommand
 
-    return add
+            module, settings, about = RECIPES[cmd_name]
+            recipe = import_module(f"ossia.train.{module}")
+            return RecipeCommand(cmd_name, getattr(recipe, settings), recipe.train, about)
+        if cmd_name in OTHERS:
+            module, attribute = OTHERS[cmd_name][0].split(":")
+            return getattr(import_module(f"ossia.cli.{module}"), attribute)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Recipes"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in RECIPES.items()])
+        with formatter.section("Before and after"):
+            formatter.write_dl([(name, text) for name, (_, text) in OTHERS.items()])
 
 
-@click.group("train")
+@click.group("train", cls=_Train)
 def train() -> None:
-    """Train a model."""
+    """Train a model.
 
-
-@options_of(SftConfig)
-@train.command("sft")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def sft(as_json: bool, **flags: Any) -> None:
-    """Train a new model on conversations.
-
-    With --out alone this trains the bundled model: its vocabulary, its curriculum, its checkpoint.
+    Begin with: ossia train sft --model demo --data conversations.jsonl --out mine
     """
-    if flags["data"] == "demo":
-        need("train", "reasoning_gym")
-    if flags["tokenizer"] is None:
-        need("train", "reasoning_gym", "tokenizers")
-    from ossia.train.curve import draw
-    from ossia.train.sft import train as run
-
-    config = SftConfig(**flags)
-    bar, report = _reporter(config.steps)
-    with bar:
-        folder = run(config, report)
-    curve = draw(config.out)
-    if as_json:
-        click.echo(json.dumps({"checkpoint": str(folder), "curve": str(curve) if curve else None}))
-        return
-    click.echo(f"checkpoint: {folder}\nTalk to it: ossia chat --model {folder}")
-    click.echo(f"curve: {curve}" if curve else "no curve was drawn: that needs pip install 'ossia[train]'")
 
 
-def _reporter(steps: int) -> tuple[AbstractContextManager[Any], Callable[[dict[str, Any]], None]]:
-    """A bar on a terminal, plain lines elsewhere, both on standard error."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return nullcontext(), lambda metrics: console.print(_line(metrics), highlight=False, soft_wrap=True)
-    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    progress = Progress(TextColumn("training"), *columns, TextColumn("{task.fields[text]}"), console=console)
-    task = progress.add_task("training", total=steps, text="")
-    return progress, lambda metrics: progress.update(task, completed=metrics["step"], text=_line(metrics))
+@click.command("report")
+@click.argument("out", type=click.Path(path_type=Path))
+def report(out: Path) -> None:
+    """Write the report of the run in the folder OUT, finished or not, and print its place."""
+    from ossia.train.report import write_report
 
-
-def _line(metrics: dict[str, Any]) -> str:
-    if "validation_loss" in metrics:
-        return f"step {metrics['step']}  held-out loss {metrics['validation_loss']:.4f}"
-    if "loss" not in metrics:
-        return f"step {metrics['step']}  saved"
-    return (
-        f"step {metrics['step']}  loss {metrics['loss']:.4f}  load {metrics['smallest_load']:.2f}"
-        f"-{metrics['largest_load']:.2f}  {metrics['tokens_per_second']:.0f} tokens/s"
-    )
+    click.echo(write_report(out))

@@ -3,8 +3,8 @@
 A block is PAGE neighbouring positions of a sequence; a page is the room of a block in every layer of one kind. Layers
 that see everything are a kind, those with a window another, each with a pool of its own. A page whose block is complete
 never changes, so it may serve every sequence that begins with the same tokens: it is found by a key, the digest of all
-tokens up to the block's end. Nobody holds it any longer: it is remembered until its room is needed, the least recently
-used first.
+tokens up to the block's end and of the model's variant that ran them. Nobody holds it any longer: it is remembered
+until its room is needed, the least recently used first.
 
 A table with a window is a list of pages like any other, but holds only those that the window still sees; the entries
 before them say page 0 and are never read.
@@ -37,10 +37,13 @@ def most_blocks(num_tokens: int, window: int) -> int:
     return -(-(window - 1 + num_tokens + PAGE - 1) // PAGE)
 
 
-def extend_keys(keys: list[bytes], tokens: Sequence[int]) -> None:
-    """Append the keys of those complete blocks of `tokens` that `keys` does not have yet."""
+def extend_keys(keys: list[bytes], tokens: Sequence[int], variant: bytes = b"") -> None:
+    """Append the keys of those complete blocks of `tokens` that `keys` does not have yet.
+
+    variant: of the model that computes them; another one's content is another.
+    """
     for block in range(len(keys), len(tokens) // PAGE):
-        parent = keys[-1] if keys else b""
+        parent = keys[-1] if keys else variant
         content = array("q", tokens[block * PAGE : (block + 1) * PAGE]).tobytes()
         keys.append(blake2b(parent + content, digest_size=_DIGEST_BYTES).digest())
 

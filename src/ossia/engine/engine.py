@@ -5,7 +5,7 @@ beside them. What a request gets does not depend on its companions: `loop.genera
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ossia.engine.blocks import PAGE, Pool, extend_keys, num_blocks
@@ -15,10 +15,11 @@ from ossia.engine.prefixes import PrefixStore, keep, recall
 from ossia.engine.request import Drawn, Finish, Mask, Output, Request, Sampling, answer_limit, check_bias, check_prompt
 from ossia.engine.runner import Runner, room
 from ossia.engine.sampler import Sampler
-from ossia.engine.scheduler import Job, Scheduler
+from ossia.engine.scheduler import Chunk, Job, Scheduler
 from ossia.errors import BusyError, KernelError, OssiaError, RequestError
 from ossia.model import memory
 from ossia.model.adapt import tensors_of
+from ossia.model.adapted import Variant
 from ossia.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Engine:
         self,
         model: Transformer,
         *,
+        adapters: Mapping[str, Variant] | None = None,
         context: int | None = None,
         cache_type: str = "bf16",
         max_batch: int = 16,
@@ -85,15 +87,18 @@ class Engine:
         beside: int = BESIDE,
         share_prefixes: bool = True,
         prefixes: PrefixStore | None = None,
+        watch: Callable[[Sequence[Chunk]], None] | None = None,
     ) -> None:
-        """context: tokens that a prompt and its answer may fill together; None means all that the model has.
+        """adapters: by the name under which requests ask for them.
 
-        cache_type: as in `loop.new_cache`. max_batch: requests answered together. max_waiting: requests that wait for
-        that, beyond which `submit` refuses. cache_tokens: tokens whose keys and values there is room for, all requests
-        and what is remembered of earlier ones together; by default as much as makes sense and the machine has. Less
-        than the context shortens that. chunk: tokens of prompts in a step where nothing decodes; beside: where
-        something does. share_prefixes: whether keys and values of a beginning that was computed serve again; prefixes:
-        where to keep those of prompts beyond the end of the process, too.
+        context: tokens that a prompt and its answer may fill together; None means all that the model has. cache_type:
+        as in `loop.new_cache`. max_batch: requests answered together. max_waiting: requests that wait for that, beyond
+        which `submit` refuses. cache_tokens: tokens whose keys and values there is room for, all requests and what is
+        remembered of earlier ones together; by default as much as makes sense and the machine has. Less than the
+        context shortens that. chunk: tokens of prompts in a step where nothing decodes; beside: where something does.
+        share_prefixes: whether keys and values of a beginning that was computed serve again; prefixes: where to keep
+        those of prompts beyond the end of the process, too. watch: is told, after each forward pass, what ran in it, in
+        the order of the rows.
 
         Raises RequestError for a value out of range, KernelError as `loop.new_cache`.
         """
@@ -114,7 +119,8 @@ class Engine:
         pages = room(model.config, cache_tokens=cache_tokens, max_batch=max_batch, chunk=max(chunk, beside))
         self.max_waiting = max_waiting
         self._vocab_size = model.config.vocab_size
-        self._runner = Runner(model, pages.num_pages, cache_type)
+        self._variants = {None: Variant(model=model), **(adapters or {})}
+        self._runner = Runner(model, pages.num_pages, cache_type, variants=self._variants.values())
         pools = {window: Pool(count) for window, count in pages.num_pages.items()}
         self._scheduler = Scheduler(
             pools,
@@ -125,6 +131,7 @@ class Engine:
         )
         self._blocks = pools.get(None) or next(iter(pools.values()))
         self._prefixes = prefixes if share_prefixes else None
+        self._watch = watch
         self._live: dict[int, _Live] = {}
         self._cancelled: list[tuple[int, Output]] = []
         self._next_id = 0
@@ -136,6 +143,8 @@ class Engine:
         """Raise RequestError for what `submit` would refuse. Any thread may call it."""
         check_prompt(request.prompt, vocab_size=self._vocab_size, context=self.context)
         check_bias(request.sampling, vocab_size=self._vocab_size)
+        if request.adapter not in self._variants:
+            raise RequestError(f"there is no adapter {request.adapter!r} here: name one that was loaded, or none")
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its id. Raises RequestError for a bad prompt, BusyError where the queue is full."""
@@ -146,7 +155,7 @@ class Engine:
 
     def accept(self, request: Request) -> int:
         """As `submit`, where the caller has checked the request and the length of the queue."""
-        job = self._scheduler.submit(self._next_id, request.prompt)
+        job = self._scheduler.submit(self._next_id, request.prompt, self._variants[request.adapter].key)
         self._next_id += 1
         self._live[job.id] = _Live(
             request=request,
@@ -191,6 +200,8 @@ class Engine:
         except Exception as error:  # The boundary: whatever it is ends these requests, not the engine.
             log.exception("a step failed")
             return [*outputs, *((c.job.id, self._end(self._live[c.job.id], "error", error)) for c in chunks)]
+        if self._watch is not None:
+            self._watch(chunks)
         for chunk in chunks:
             self._scheduler.advance(chunk)
         drawing = [self._live[chunk.job.id] for chunk in chunks if chunk.draws]
@@ -205,7 +216,7 @@ class Engine:
             live = self._live[job.id]
             if not live.recalled:
                 live.recalled = True
-                extend_keys(job.keys, job.tokens)
+                extend_keys(job.keys, job.tokens, job.variant)
                 recall(prefixes, self._runner, job.tables, job.keys[: (job.num_prompt - 1) // PAGE])
 
     def _mask(self, live: _Live) -> Mask | Exception | None:

@@ -112,6 +112,8 @@ class Request:
     prompt: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
+    adapter: str | None = None
+    """Name of the adapter that answers; None is the model itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(self.prompt))

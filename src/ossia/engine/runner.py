@@ -5,7 +5,7 @@ hidden, V vocabulary.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -22,6 +22,7 @@ from ossia.engine.scheduler import Chunk
 from ossia.errors import KernelError
 from ossia.kernels import ops
 from ossia.kernels.pages import Pages, empty_pages, page_bytes, plain_pages
+from ossia.model.adapted import Variant
 from ossia.model.transformer import NOT_NUMBERS, Transformer
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,21 @@ def room(
 class Runner:
     """Owns the pages and calls the model."""
 
-    def __init__(self, model: Transformer, num_pages: Mapping[int | None, int], cache_type: str = "bf16") -> None:
-        """num_pages: by window. Raises KernelError where the machine refuses the memory."""
+    def __init__(
+        self,
+        model: Transformer,
+        num_pages: Mapping[int | None, int],
+        cache_type: str = "bf16",
+        *,
+        variants: Iterable[Variant] = (),
+    ) -> None:
+        """num_pages: by window; variants: of the model, by whose keys jobs name them.
+
+        Raises KernelError where the machine refuses the memory.
+        """
         config = model.config
         self.model = model
+        self._models = {b"": model} | {each.key: each.model for each in variants}
         self._device = model.embedding.weight.device
         groups, head_dim, scale = config.num_key_value_heads, config.head_dim, model.norm.scale
         native = holds_pages(model)
@@ -115,7 +127,23 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Run the chunks; [R, D]: what the unembedding reads after each that draws a token, in their order."""
+        """Run the chunks; [R, D]: what the unembedding reads after each that draws a token, in their order.
+
+        The chunks of each variant of the model go through it by themselves.
+        """
+        variants = list(dict.fromkeys(chunk.job.variant for chunk in chunks))
+        if len(variants) == 1:
+            return self._pass(self._models[variants[0]], chunks)
+        order: list[int] = []
+        parts: list[Tensor] = []
+        for variant in variants:
+            own = [(index, chunk) for index, chunk in enumerate(chunks) if chunk.job.variant == variant]
+            order += [index for index, chunk in own if chunk.draws]
+            parts.append(self._pass(self._models[variant], [chunk for _, chunk in own]))
+        return torch.cat(parts)[torch.tensor(order, dtype=torch.long, device=self._device).argsort()]
+
+    def _pass(self, model: Transformer, chunks: Sequence[Chunk]) -> Tensor:
+        """One forward pass; returns as `forward`."""
         token_ids = list(chain.from_iterable(c.job.tokens[c.start : c.stop] for c in chunks))
         positions = list(chain.from_iterable(range(c.start, c.stop) for c in chunks))
         lengths = [c.stop - c.start for c in chunks]
@@ -129,7 +157,7 @@ class Runner:
             starts=torch.tensor([c.start for c in chunks]),
             lengths=torch.tensor(lengths),
         )
-        x_TD = self.model.hidden(
+        x_TD = model.hidden(
             torch.tensor(token_ids, device=self._device), torch.tensor(positions, device=self._device), attend
         )
         rows = [end - 1 for end, c in zip(accumulate(lengths), chunks, strict=True) if c.draws]

@@ -26,6 +26,8 @@ class Job:
     num_prompt: int
     tables: Sequence[Table]
     """One of each pool; empty while it waits."""
+    variant: bytes = b""
+    """Of the model, for the keys of its blocks."""
     computed: int = 0
     """Tokens whose keys and values are in the pages."""
     cached_tokens: int | None = None
@@ -88,10 +90,10 @@ class Scheduler:
 
     # ---------------------------------------------------------------- arrivals and departures
 
-    def submit(self, job_id: int, prompt: Sequence[int]) -> Job:
+    def submit(self, job_id: int, prompt: Sequence[int], variant: bytes = b"") -> Job:
         """A new job at the end of the queue, whose whole sequence the pools have room for."""
         tables = tuple(Table(pool, window) for window, pool in self.pools.items())
-        job = Job(id=job_id, tokens=list(prompt), num_prompt=len(prompt), tables=tables)
+        job = Job(id=job_id, tokens=list(prompt), num_prompt=len(prompt), tables=tables, variant=variant)
         self.waiting.append(job)
         return job
 
@@ -142,7 +144,7 @@ class Scheduler:
         """The keys and values of this chunk are in their pages."""
         job = chunk.job
         if self.share_prefixes:
-            extend_keys(job.keys, job.tokens)
+            extend_keys(job.keys, job.tokens, job.variant)
             for block in range(chunk.start // PAGE, chunk.stop // PAGE):
                 for table in job.tables:
                     table.name(block, job.keys[block])
@@ -195,7 +197,7 @@ class Scheduler:
     def _prefix(self, job: Job) -> tuple[int, list[list[int]]]:
         """The most blocks that need not be computed, with their pages in each table. One token at least is left."""
         if self.share_prefixes:
-            extend_keys(job.keys, job.tokens)
+            extend_keys(job.keys, job.tokens, job.variant)
             most = (len(job.tokens) - 1) // PAGE
             for table in job.tables:
                 if table.window is None:

@@ -87,16 +87,33 @@ def evaluate(
 ) -> list[Result]:
     """Ask `count` held-out prompts of each family at temperature 0. `progress` gets the number of replies so far."""
     samples = [one for family in families for one in draw(family, count, seed)]
+    return ask(llm, samples, max_tokens=max_tokens, max_batch=max_batch, progress=progress)
+
+
+def ask(
+    llm: LLM,
+    samples: Sequence[Sample],
+    *,
+    max_tokens: int,
+    max_batch: int = 32,
+    adapter: str | None = None,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> list[Result]:
+    """Ask the prompts of these samples at temperature 0; one result for each family, in the order of the first ones.
+
+    `adapter` is the name of one that was loaded, to be asked instead of the model alone.
+    """
     tokenizer = llm.tokenizer
     prompts = [_prompt(one, tokenizer) for one in samples]
     sampling = Sampling(temperature=0, max_tokens=max_tokens, stop_ids=tokenizer.stop_ids)
     answers: dict[int, list[int]] = {}
     for index, answer in generate_batch(
-        llm.model, prompts, sampling, max_batch=max_batch, context=llm.context, cache_type=llm.cache_type
+        llm.adapted(adapter), prompts, sampling, max_batch=max_batch, context=llm.context, cache_type=llm.cache_type
     ):
         answers[index] = answer
         progress(len(answers))
     graded = [_graded(one, answers[index], tokenizer) for index, one in enumerate(samples)]
+    families = dict.fromkeys(one.family for one in samples)
     return [_result(family, [entry for entry in graded if entry.sample.family == family]) for family in families]
 
 

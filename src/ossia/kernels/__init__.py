@@ -1,5 +1,5 @@
 """Tensors → tensors. `ops` says what there is; `select` picks an implementation of each, once, at load."""
 
-from ossia.kernels.ops import CHOICES, Kernels, select
+from ossia.kernels.ops import CHOICES, Kernels, select, select_for_training
 
-__all__ = ["CHOICES", "Kernels", "select"]
+__all__ = ["CHOICES", "Kernels", "select", "select_for_training"]

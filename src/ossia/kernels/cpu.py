@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ossia.errors import KernelError
-from ossia.kernels import mxfp4
+from ossia.kernels import mxfp4, torch_packed
+from ossia.kernels.mixture import differentiated
 from ossia.kernels.torch_ops import experts_by_group
 
 _SLOWER = "torch unpacks MXFP4 experts instead, to the same values but more slowly"
@@ -99,6 +100,20 @@ def experts_mxfp4(
     limit: float,
 ) -> Tensor:
     """See `ops.ExpertsMxfp4`. One expert is de-quantised at a time, in native code; the products are torch's."""
+    if differentiated(x, gate_up_bias, down_bias, expert_weights):
+        return torch_packed.experts_mxfp4(
+            x,
+            gate_up_blocks,
+            gate_up_scales,
+            gate_up_bias,
+            down_blocks,
+            down_scales,
+            down_bias,
+            expert_ids,
+            expert_weights,
+            limit,
+            dequantize=dequantize,
+        )
 
     def unpacked(e: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gate_up = dequantize(gate_up_blocks[e], gate_up_scales[e], x.dtype)

@@ -143,7 +143,7 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, order: Tensor | None = None) -> M
     codes = torch.empty(*leading, rows // TILE, num_blocks, TILE * BLOCK // 2, dtype=torch.uint8)
     tile_scales = torch.empty(*leading, rows // TILE, num_blocks, TILE, dtype=torch.uint8)
     rows_of = None if order is None else order.numpy()
-    with _refusals("pack_mxfp4"):
+    with refusals("pack_mxfp4"):
         each = zip(*(t if leading else t[None] for t in (blocks, scales, codes, tile_scales)), strict=True)
         for one_blocks, one_scales, one_codes, one_tile_scales in each:
             _native.pack_mxfp4(
@@ -154,7 +154,7 @@ def pack_mxfp4(blocks: Tensor, scales: Tensor, order: Tensor | None = None) -> M
 
 def pack_q8(weight: Tensor) -> Q8:
     """`packed.pack_q8`, byte for byte."""
-    with _refusals("pack_q8"):
+    with refusals("pack_q8"):
         source = (weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight).numpy()
         tiles, num_blocks = -(-weight.shape[0] // TILE), -(-weight.shape[-1] // BLOCK)
         codes = torch.empty(tiles, num_blocks, TILE * BLOCK, dtype=torch.uint8)
@@ -166,7 +166,7 @@ def pack_q8(weight: Tensor) -> Q8:
 
 def pack_bf16(weight: Tensor) -> Bf16:
     """`packed.pack_bf16`, byte for byte."""
-    with _refusals("pack_bf16"):
+    with refusals("pack_bf16"):
         source = weight.to(torch.bfloat16).view(torch.uint16).numpy()
         packed = torch.empty(-(-weight.shape[0] // TILE), weight.shape[-1], TILE, dtype=torch.bfloat16)
         _native.pack_bf16(source, packed.view(torch.uint16).numpy())
@@ -178,7 +178,8 @@ def _plain(x: Tensor) -> bool:
 
 
 @contextmanager
-def _refusals(op: str) -> Generator[None]:
+def refusals(op: str) -> Generator[None]:
+    """What the native module refuses inside, as a KernelError that names the op."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:

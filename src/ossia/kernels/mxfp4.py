@@ -19,10 +19,12 @@ MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Value of each three-bit code; the fourth bit is the sign."""
 NAN_SCALE = 255
 
-ScaleRule = Literal["ceil", "floor"]
+ScaleRule = Literal["ceil", "floor", "even"]
 """How the scale follows from the largest magnitude of a block. "ceil": the smallest power of two under which nothing
 exceeds 6, so nothing is clipped. "floor": the rule of the OCP text, which may clip magnitudes above 6 to 6 and
-spends the codes on the smaller values."""
+spends the codes on the smaller values. "even": as floor, but magnitudes that round to 8 take the next scale. Under it
+alone a block of stored values keeps its scale when they move a little either way, which is what training needs: all
+three give back a stored block's values, but 6 lies on the edge of ceil, and 4 on that of floor."""
 
 _BIAS = 127
 _LARGEST_BYTE = 254
@@ -124,6 +126,8 @@ def _exponents(values_B32: Tensor, scale_rule: ScaleRule) -> Tensor:
     exponent_B = exponent_B - 3  # floor(log2(largest)) - 2: the top code, 6, lies in the binade of 4 = 2^2.
     if scale_rule == "ceil":
         exponent_B = exponent_B + (mantissa_B > 0.75).int()
+    elif scale_rule == "even":
+        exponent_B = exponent_B + (mantissa_B >= 0.875).int()
     return exponent_B.clamp(-_BIAS, _LARGEST_BYTE - _BIAS)
 
 

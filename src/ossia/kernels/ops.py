@@ -4,7 +4,7 @@ Every op has a complete, slow implementation in `reference.py` that is the defin
 the table. To add an implementation, write the function and add its place to the table.
 
 Shapes: T tokens (all sequences one after another), S keys, D hidden, N query heads, G key/value heads, H head size,
-E experts, K experts a token, I intermediate.
+E experts, K experts a token, I intermediate; S rows sorted by expert, R rows and C columns of a matrix.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from typing import Literal, Protocol, cast, get_args
 from torch import Tensor
 
 from ossia.errors import KernelError
+from ossia.kernels.mxfp4 import ScaleRule
 from ossia.kernels.packed import Q8, Bf16, Mxfp4, Split
 from ossia.kernels.pages import Pages
 
@@ -153,6 +154,43 @@ class ExpertsPacked(Protocol):
         ...
 
 
+class LinearBf16Transposed(Protocol):
+    def __call__(self, grad: Tensor, weight: Bf16) -> Tensor:
+        """What reaches x through `LinearBf16`: grad float32 [T, rows] times a matrix [rows, C]; float32 [T, C]."""
+        ...
+
+
+class GroupedMxfp4(Protocol):
+    def __call__(self, x: Tensor, weight: Mxfp4, bias: Tensor | None, offsets: Tensor) -> Tensor:
+        """Each expert's matrix times its own rows of x, plus its bias, in float32.
+
+        x float32 [S, C], sorted by expert: rows offsets[e] up to offsets[e + 1] are those of expert e; offsets int64
+        [E + 1], from 0 up to S, never falling; weight [E, R, C]; bias float32 [E, R]. Returns float32 [S, R].
+        """
+        ...
+
+
+class GroupedMxfp4Transposed(Protocol):
+    def __call__(self, grad: Tensor, weight: Mxfp4, offsets: Tensor) -> Tensor:
+        """What reaches x through `GroupedMxfp4`: grad float32 [S, R] → float32 [S, C]."""
+        ...
+
+
+class Surprise(Protocol):
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihoods in nats of targets int64 [R] under logits [R, V], in float32 or wider: [R]."""
+        ...
+
+
+class StoreMxfp4(Protocol):
+    def __call__(self, weight: Tensor, stored: Tensor, scale_rule: ScaleRule) -> Tensor:
+        """Write `mxfp4.fake_quantize(weight)` into `stored`; returns how many of its values that changed, int64 [].
+
+        weight float32 [..., N], N a multiple of 32; stored float32 or bfloat16 of the same shape; both contiguous.
+        """
+        ...
+
+
 class LogitsSplit(Protocol):
     def __call__(self, x: Tensor, weight: Split, rows: int) -> Tensor:
         """x float32 [T, D] → float32 [T, rows], from both planes."""
@@ -180,6 +218,11 @@ class Kernels:
     linear_q8: LinearQ8
     experts_packed: ExpertsPacked
     experts_exact: ExpertsPacked
+    linear_bf16_transposed: LinearBf16Transposed
+    grouped_mxfp4: GroupedMxfp4
+    grouped_mxfp4_transposed: GroupedMxfp4Transposed
+    surprise: Surprise
+    store_mxfp4: StoreMxfp4
     logits_split: LogitsSplit
     best_split: BestSplit
     native: bool
@@ -188,30 +231,74 @@ class Kernels:
 
 
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "rms_norm": {"reference": "reference:rms_norm", "torch": "torch_ops:rms_norm", "cpu": "cpu_packed:rms_norm"},
-    "rope": {"reference": "reference:rope", "torch": "torch_ops:rope", "cpu": "cpu_packed:rope"},
-    "attention": {"reference": "reference:attention", "torch": "torch_ops:attention"},
+    "rms_norm": {
+        "reference": "reference:rms_norm",
+        "torch": "torch_ops:rms_norm",
+        "cpu": "cpu_packed:rms_norm",
+        "training": "cpu_training:rms_norm",
+    },
+    "rope": {
+        "reference": "reference:rope",
+        "torch": "torch_ops:rope",
+        "cpu": "cpu_packed:rope",
+        "training": "cpu_training:rope",
+    },
+    "attention": {
+        "reference": "reference:attention",
+        "torch": "torch_ops:attention",
+        "training": "cpu_training:attention",
+    },
     "attention_paged": {
         "reference": "reference_paged:attention_paged",
         "torch": "torch_paged:attention_paged",
         "cpu": "cpu_attention:attention_paged",
     },
-    "experts": {"reference": "reference:experts", "torch": "torch_ops:experts"},
+    "experts": {"reference": "reference:experts", "torch": "torch_ops:experts", "training": "cpu_training:experts"},
     "experts_mxfp4": {
         "reference": "reference:experts_mxfp4",
-        "torch": "torch_ops:experts_mxfp4",
+        "torch": "torch_packed:experts_mxfp4",
         "cpu": "cpu:experts_mxfp4",
     },
     "linear_bf16": {"reference": "reference_packed:linear_bf16", "cpu": "cpu_packed:linear_bf16"},
     "linear_q8": {"reference": "reference_packed:linear_q8", "cpu": "cpu_packed:linear_q8"},
     "experts_packed": {"reference": "reference_packed:experts_packed", "cpu": "cpu_packed:experts_packed"},
     "experts_exact": {"reference": "reference_packed:experts_exact", "cpu": "cpu_packed:experts_exact"},
+    "linear_bf16_transposed": {
+        "reference": "reference_packed:linear_bf16_transposed",
+        "torch": "torch_packed:linear_bf16_transposed",
+        "cpu": "cpu_grouped:linear_bf16_transposed",
+    },
+    "grouped_mxfp4": {
+        "reference": "reference_packed:grouped_mxfp4",
+        "torch": "torch_packed:grouped_mxfp4",
+        "cpu": "cpu_grouped:grouped_mxfp4",
+    },
+    "grouped_mxfp4_transposed": {
+        "reference": "reference_packed:grouped_mxfp4_transposed",
+        "torch": "torch_packed:grouped_mxfp4_transposed",
+        "cpu": "cpu_grouped:grouped_mxfp4_transposed",
+    },
+    "surprise": {
+        "reference": "reference:surprise",
+        "torch": "torch_ops:surprise",
+        "training": "cpu_training:surprise",
+    },
+    "store_mxfp4": {
+        "reference": "reference:store_mxfp4",
+        "torch": "reference:store_mxfp4",
+        "training": "cpu_training:store_mxfp4",
+    },
     "logits_split": {"reference": "reference_unembedding:logits_split", "cpu": "cpu_unembedding:logits_split"},
     "best_split": {"reference": "reference_unembedding:best_split", "cpu": "cpu_unembedding:best_split"},
 }
 """Op → choice → module under `ossia.kernels` and function. A choice without an entry falls back along `_FALLBACKS`."""
 
-_FALLBACKS = {"reference": ("reference",), "torch": ("torch", "reference"), "cpu": ("cpu", "torch", "reference")}
+_FALLBACKS = {
+    "reference": ("reference",),
+    "torch": ("torch", "reference"),
+    "cpu": ("cpu", "torch", "reference"),
+    "training": ("training", "torch", "reference"),
+}
 
 
 def select(choice: str = "auto", *, device: str = "cpu", verify: tuple[str, ...] = ()) -> Kernels:
@@ -233,6 +320,17 @@ def select(choice: str = "auto", *, device: str = "cpu", verify: tuple[str, ...]
         raise KernelError(f"the cpu kernels cannot be used: {cpu.why_not() or f'the device is {device}'}")
     if choice == "auto":
         choice = "cpu" if native else "torch"
+    return _pick(choice, verify)
+
+
+def select_for_training(*, device: str = "cpu") -> Kernels:
+    """The differentiable implementations: native on a CPU for which they were built, else torch's."""
+    from ossia.kernels import cpu
+
+    return _pick("training" if device == "cpu" and cpu.available() else "torch", ())
+
+
+def _pick(choice: str, verify: tuple[str, ...]) -> Kernels:
     picked: dict[str, Callable[..., Tensor]] = {}
     sources: dict[str, str] = {}
     for op, table in IMPLEMENTATIONS.items():

@@ -104,3 +104,18 @@ def experts_mxfp4(
     gate_up = mxfp4.dequantize(gate_up_blocks, gate_up_scales, x.dtype)
     down = mxfp4.dequantize(down_blocks, down_scales, x.dtype)
     return experts(x, gate_up, gate_up_bias, down, down_bias, expert_ids, expert_weights, limit)
+
+
+def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+    """See `ops.Surprise`."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows = [row.exp().sum().log() - row[target] for row, target in zip(wide, targets.tolist(), strict=True)]
+    return torch.stack(rows) if rows else wide.new_empty(0)
+
+
+def store_mxfp4(weight: Tensor, stored: Tensor, scale_rule: mxfp4.ScaleRule) -> Tensor:
+    """See `ops.StoreMxfp4`."""
+    packed = mxfp4.fake_quantize(weight, scale_rule=scale_rule).to(stored.dtype)
+    changed = (packed != stored).sum()
+    stored.copy_(packed)
+    return changed

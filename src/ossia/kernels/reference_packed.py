@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ossia.kernels import mxfp4, reference
-from ossia.kernels.packed import BLOCK, Q8, Bf16, Mxfp4, gate_up_order, unpack_bf16, unpack_mxfp4, unpack_q8
+from ossia.kernels.packed import BLOCK, Q8, TILE, Bf16, Mxfp4, gate_up_order, unpack_bf16, unpack_mxfp4, unpack_q8
 
 
 def linear_bf16(x: Tensor, weight: Bf16, bias: Tensor | None, rows: int) -> Tensor:
@@ -22,6 +22,28 @@ def linear_q8(x: Tensor, weight: Q8, bias: Tensor | None, rows: int) -> Tensor:
     """See `ops.LinearQ8`."""
     weight_RC = unpack_q8(weight)[:rows, : x.shape[1]]
     return _linear(round_activations(x), weight_RC.double(), bias).float()
+
+
+def linear_bf16_transposed(grad: Tensor, weight: Bf16) -> Tensor:
+    """See `ops.LinearBf16Transposed`."""
+    return (grad.double() @ unpack_bf16(weight)[: grad.shape[1]].double()).float()
+
+
+def grouped_mxfp4(x: Tensor, weight: Mxfp4, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """See `ops.GroupedMxfp4`."""
+    matrices = [_unpack(weight, e) for e in range(len(offsets) - 1)]
+    rows = [
+        _linear(x_C.double(), matrices[e], None if bias is None else bias[e])
+        for e, x_C in zip(_expert_of_each(offsets), x, strict=True)
+    ]
+    return torch.stack(rows).float() if rows else x.new_empty(0, TILE * weight.codes.shape[1])
+
+
+def grouped_mxfp4_transposed(grad: Tensor, weight: Mxfp4, offsets: Tensor) -> Tensor:
+    """See `ops.GroupedMxfp4Transposed`."""
+    matrices = [_unpack(weight, e) for e in range(len(offsets) - 1)]
+    rows = [grad_R.double() @ matrices[e] for e, grad_R in zip(_expert_of_each(offsets), grad, strict=True)]
+    return torch.stack(rows).float() if rows else grad.new_empty(0, BLOCK * weight.codes.shape[2])
 
 
 def experts_packed(
@@ -86,6 +108,11 @@ def _experts(
             h_I = reference.swiglu(_linear(x_TD[t], gate_up_ID, gate_up_bias[e, published]), limit)
             slots_TKD[t, k] = _linear(seen(h_I.float()), down_DI, down_bias[e])
     return (expert_weights.double()[..., None] * slots_TKD).sum(dim=1).float()
+
+
+def _expert_of_each(offsets: Tensor) -> list[int]:
+    """The expert of every row."""
+    return [e for e in range(len(offsets) - 1) for _ in range(int(offsets[e]), int(offsets[e + 1]))]
 
 
 def _unpack(packed: Mxfp4, expert: int) -> Tensor:

@@ -145,6 +145,12 @@ def _visible(
     return F.pad(visible, (1, 0), value=True)
 
 
+def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+    """See `ops.Surprise`."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), targets, reduction="none")
+
+
 def swiglu(gate_up: Tensor, limit: float) -> Tensor:
     """Clamped SwiGLU of interleaved rows: [..., 2I] into [..., I]."""
     gate, linear = gate_up.unflatten(-1, (-1, 2)).unbind(-1)

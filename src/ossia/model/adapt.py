@@ -4,7 +4,8 @@ A model is built on the meta device, where parameters have shapes and no storage
 that is wanted; then it is filled strictly, each parameter from one tensor and each tensor into one parameter.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ossia.config import ModelConfig
-from ossia.errors import CheckpointError
+from ossia.errors import CheckpointError, ConfigError
 from ossia.kernels import Kernels
 from ossia.kernels.mxfp4 import NAN_SCALE, dequantize
 from ossia.kernels.packed import Q8, Bf16, Mxfp4, Split
 from ossia.model.checkpoint import compare_names
 from ossia.model.experts import DenseExperts, Experts, Mxfp4Experts, PackedExperts
 from ossia.model.linear import Bf16Linear, Bf16Unembedding, MappedEmbedding, QuantLinear, SplitUnembedding
+from ossia.model.lora import LoraExperts, LoraLinear
 from ossia.model.transformer import MixtureOfExperts, Transformer
 
 ExpertsKind = Callable[[ModelConfig, Kernels], Experts]
@@ -31,6 +33,9 @@ EXPERTS: dict[str, ExpertsKind] = {
 
 Dense = Literal["q8", "bf16"]
 """How the dense layers of a packed model are held: in 8 bits, or exactly; experts then round no activations either."""
+LORA_TARGETS = ("q", "k", "v", "o", "experts", "router")
+"""What adapters can stand beside, in every layer: the projections of attention, the experts, and what chooses them."""
+DEFAULT_LORA_TARGETS = ("q", "k", "v", "o", "experts")
 Form = Bf16 | Mxfp4 | Q8 | Split
 
 
@@ -67,6 +72,57 @@ def _packed_leaves(config: ModelConfig, kernels: Kernels, dense: str) -> Iterato
         yield f"layers.{n}.mlp.router", Bf16Linear(hidden, config.num_experts, kernels)
         yield f"layers.{n}.mlp.experts", PackedExperts(config, kernels, exact=dense == "bf16")
     yield "unembedding", unembedding(hidden, vocabulary, kernels)
+
+
+def add_lora(
+    model: Transformer,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Collection[str] = DEFAULT_LORA_TARGETS,
+    seed: int = 0,
+) -> Transformer:
+    """Put new adapters, which change nothing yet, beside these leaves of every layer; they alone train from now on.
+
+    rank: of each matrix, and of each expert's; alpha: adapters are scaled by alpha / rank; targets: of `LORA_TARGETS`.
+    The model is filled. Raises ConfigError for an unknown target, none, or a rank or alpha that is not positive.
+    """
+    if unknown := sorted(set(targets) - set(LORA_TARGETS)):
+        raise ConfigError(f"unknown adapter target {unknown[0]!r}: choose among {', '.join(LORA_TARGETS)}")
+    if not targets:
+        raise ConfigError(f"adapters need a target: choose among {', '.join(LORA_TARGETS)}")
+    if rank < 1 or not alpha > 0:
+        raise ConfigError(f"adapters of rank {rank} and alpha {alpha}: both must be positive")
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, leaf in _adapted_leaves(model, rank, alpha, targets):
+        leaf.reset(generator)
+        model.set_submodule(name, leaf)
+    return model
+
+
+def _adapted_leaves(
+    model: Transformer, rank: int, alpha: float, targets: Collection[str]
+) -> Iterator[tuple[str, LoraLinear | LoraExperts]]:
+    config = model.config
+    hidden = config.hidden_size
+    shapes = {
+        "attention.q": (hidden, config.q_dim),
+        "attention.k": (hidden, config.kv_dim),
+        "attention.v": (hidden, config.kv_dim),
+        "attention.o": (config.q_dim, hidden),
+        "mlp.router": (hidden, config.num_experts),
+    }
+    for n in range(config.num_hidden_layers):
+        for leaf, (columns, rows) in shapes.items():
+            if leaf.partition(".")[2] in targets:
+                name = f"layers.{n}.{leaf}"
+                yield name, LoraLinear(model.get_submodule(name), columns, rows, rank=rank, alpha=alpha)
+        if "experts" in targets:
+            name = f"layers.{n}.mlp.experts"
+            base = model.get_submodule(name)
+            assert isinstance(base, Experts)
+            yield name, LoraExperts(base, hidden, config.intermediate_size, rank=rank, alpha=alpha)
 
 
 def fill(
@@ -169,3 +225,13 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, _Slot]]:
 def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a packed weight is made of, by name."""
     return ((each.name, getattr(form, each.name)) for each in fields(form))
+
+
+def twin(model: Transformer, leaves: Mapping[str, nn.Module]) -> Transformer:
+    """A model that shares every tensor with this one and has these leaves, by name, in place of its own."""
+    forms = (form for _, form in packed_weights(model))
+    shared = (model.config, model.kernels, *model.parameters(), *model.buffers(), *forms)
+    other = deepcopy(model, {id(each): each for each in shared})
+    for name, leaf in leaves.items():
+        other.set_submodule(name, leaf)
+    return other

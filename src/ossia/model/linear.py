@@ -1,7 +1,7 @@
 """The leaves of a packed model that are no experts: dense layers in tiles, and an embedding left in its file.
 
 Their weights are plain attributes, each one of the forms of `kernels.packed`: they do not train, and `model.adapt` sees
-to it that they are filled. Activations are float32.
+to it that they are filled. Those in the values of the checkpoint pass gradients on to x. Activations are float32.
 
 Shapes: T tokens, C columns, R rows, V vocabulary, D hidden.
 """
@@ -10,12 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ossia.errors import KernelError
 from ossia.kernels import Kernels
+from ossia.kernels.mixture import differentiated
 from ossia.kernels.packed import BLOCK, Q8, TILE, Bf16, Split
+from ossia.model import products
+
+NO_GRADIENT = "activations rounded to 8 bits have no gradient: load the model with dense='bf16' to train on it"
 
 
 class QuantLinear(nn.Module):
-    """A dense layer in 8-bit blocks."""
+    """A dense layer in 8-bit blocks, for inference alone."""
 
     def __init__(self, columns: int, rows: int, kernels: Kernels) -> None:
         super().__init__()
@@ -30,7 +35,9 @@ class QuantLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, C] → [T, R]."""
+        """[T, C] → [T, R]. Raises KernelError where a gradient is asked for."""
+        if differentiated(x):
+            raise KernelError(NO_GRADIENT)
         return self.kernels.linear_q8(x, self.weight, self.bias, self.rows)
 
 
@@ -45,7 +52,9 @@ class Bf16Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, C] → [T, R]."""
+        """[T, C] → [T, R]; differentiable with respect to x and the bias."""
+        if differentiated(x, self.bias):
+            return products.linear_bf16(self.kernels, x, self.weight, self.bias, self.rows)
         return self.kernels.linear_bf16(x, self.weight, self.bias, self.rows)
 
 
@@ -105,7 +114,9 @@ class SplitUnembedding(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, D] → [T, V]."""
+        """[T, D] → [T, V]. Raises KernelError where a gradient is asked for."""
+        if differentiated(x):
+            raise KernelError(NO_GRADIENT)
         return self.kernels.logits_split(x, self.weight, self.rows)
 
     def best(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
 """How much memory a model takes, how much there is, and what to say where the one is more than the other."""
 
+import ctypes
 import math
 import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -28,6 +30,9 @@ _WINDOW_ROOM = 512
 """Tokens that a windowed layer holds beyond its window: the chunk of a prompt that is being read."""
 _RUNTIME_BYTES = 400_000_000
 """Python, torch and the activations of a chunk."""
+_M_MMAP_THRESHOLD = -3
+"""The parameter of `mallopt`: from what size on a piece is mapped by itself. Once set, glibc no longer adapts it."""
+_LARGE_BYTES = 4 * 2**20
 _ROUND = 256
 """The contexts that a refusal offers are multiples of it."""
 
@@ -217,6 +222,16 @@ def available_memory(root: Path = Path("/")) -> int:
         pages = _text(root / "proc/self/statm").split()
         left.append(most - (int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0))
     return max(0, min(left))
+
+
+def keep_no_freed_memory() -> None:
+    """Have the C library give back each large piece of memory when it is freed, where it would keep some for later.
+
+    For training near the limit: what it keeps is full of holes, some hundred megabytes of them. Elsewhere than under
+    glibc nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ Shapes: E experts, R rows.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +17,25 @@ from ossia.errors import CheckpointError, KernelError
 from ossia.kernels import cpu, packed
 from ossia.kernels.packed import Q8, Bf16, Mxfp4, Split, gate_up_order
 from ossia.model.adapt import Form, packed_weights, parts, refuse_nan, tensors_of
-from ossia.model.checkpoint import Checkpoint, compare_names
+from ossia.model.checkpoint import compare_names
 from ossia.model.safetensors_header import TensorSpec
 from ossia.model.transformer import Transformer
 
 Piece = tuple[str, Tensor]
 """Name of a tensor and the next part of it, along its first dimension."""
+
+
+class Weights(Protocol):
+    """What is packed, such as a Checkpoint: parameters by name, experts as blocks and scales of MXFP4."""
+
+    def __getitem__(self, name: str, /) -> Tensor:
+        """The parameter of this name."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """It is not needed again."""
+        ...
+
 
 EMBEDDING = "embedding.weight"
 """The one parameter of a packed model that stays in the checkpoint."""
@@ -39,7 +53,7 @@ def packed_specs(model: Transformer) -> dict[str, TensorSpec]:
     }
 
 
-def pieces(checkpoint: Checkpoint, model: Transformer) -> Iterator[Piece]:
+def pieces(checkpoint: Weights, model: Transformer) -> Iterator[Piece]:
     """Every tensor of `packed_specs(model)`, cut in pieces; those of one tensor come in order.
 
     The checkpoint's experts are in MXFP4. Raises CheckpointError where a weight is NaN or infinite.
@@ -89,7 +103,7 @@ class Count:
         compare_names("packing did not make every tensor", self._specs, whole)
 
 
-def _experts(checkpoint: Checkpoint, name: str) -> Iterator[Piece]:
+def _experts(checkpoint: Weights, name: str) -> Iterator[Piece]:
     blocks, scales = checkpoint[f"{name}_blocks"], checkpoint[f"{name}_scales"]
     order_R = gate_up_order(blocks.shape[1]) if name.endswith(".gate_up") else None
     pack = _packer(Mxfp4)
@@ -100,7 +114,7 @@ def _experts(checkpoint: Checkpoint, name: str) -> Iterator[Piece]:
     checkpoint.forget(f"{name}_scales")
 
 
-def _dense(checkpoint: Checkpoint, name: str, kind: type[Form]) -> Iterator[Piece]:
+def _dense(checkpoint: Weights, name: str, kind: type[Form]) -> Iterator[Piece]:
     pack = _packer(kind)
     for index, weight in enumerate(checkpoint[name].split(_ROWS)):
         try:

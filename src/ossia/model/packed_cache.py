@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -23,10 +24,13 @@ from torch import Tensor
 
 from ossia.errors import CheckpointError, StorageError
 from ossia.files import hidden, leftovers
+from ossia.kernels import Kernels
+from ossia.model.adapt import build_packed, fill
 from ossia.model.checkpoint import Checkpoint
 from ossia.model.mapping import MappedFile
-from ossia.model.pack import Count, Piece, assembled
+from ossia.model.pack import EMBEDDING, Count, Piece, assembled, packed_specs, pieces
 from ossia.model.safetensors_header import Header, TensorSpec, encode_header, read_header
+from ossia.model.transformer import Transformer
 
 VERSION = "1"
 """Of the packed forms and of this file: one more whenever either changes."""
@@ -80,6 +84,20 @@ def cache_key(checkpoint: Checkpoint, dense: str) -> str:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def packed_model(checkpoint: Checkpoint, kernels: Kernels, *, dense: str, keep: bool, report: Report) -> Transformer:
+    """The model in the form that the native kernels read; its embedding stays in the checkpoint.
+
+    dense: as in `adapt.build_packed`; keep: whether to use the file of packed weights; report: see `packed_tensors`.
+    """
+    model = build_packed(checkpoint.config, kernels, dense=dense)
+    specs, make = packed_specs(model), partial(pieces, checkpoint, model)
+    if keep:
+        tensors = packed_tensors(checkpoint, specs, make, dense=dense, report=report)
+    else:
+        tensors = assembled(specs, make())
+    return fill(model, {**tensors, EMBEDDING: checkpoint[EMBEDDING]}.items())
 
 
 def packed_tensors(

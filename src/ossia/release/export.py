@@ -20,7 +20,7 @@ from ossia.kernels.mxfp4 import NAN_SCALE
 from ossia.model.checkpoint import Checkpoint
 from ossia.model.layouts import parameter_shapes
 from ossia.model.locate import ORIGINAL, tokenizer_file
-from ossia.model.write import GENERATION_CONFIG, write_checkpoint
+from ossia.model.write import GENERATION_CONFIG, TensorSource, write_checkpoint
 from ossia.release.encodings import GgufType, encode, mxfp4_blocks
 from ossia.release.gguf import GgufTensor, Value, check_target, write_gguf
 from ossia.release.vocabulary import CHAT_TEMPLATE, tokenizer_metadata
@@ -96,12 +96,15 @@ def export_layout(
     folder: str | Path,
     layout: Layout,
     *,
+    tensors: TensorSource | None = None,
+    packed: bool | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write `checkpoint` in a published layout in `folder`, experts as they are, with its vocabulary and licence.
 
-    Where the model has a vocabulary and no chat template, the hf layout gets one. Raises as `write_checkpoint`, and
+    tensors: in place of the checkpoint's own; packed: whether experts are to be in MXFP4. Where the model has a
+    vocabulary and no chat template, the hf layout gets one. Raises as `write_checkpoint`, and
     StorageError where `folder` is the model itself.
     """
     folder = Path(folder).absolute()
@@ -123,9 +126,9 @@ def export_layout(
     written = write_checkpoint(
         folder,
         checkpoint.config,
-        checkpoint,
+        tensors or checkpoint,
         layout=layout,
-        packed=checkpoint.packed,
+        packed=checkpoint.packed if packed is None else packed,
         extra_files=extras,
         generation_config=read_json(generation, CheckpointError) if generation.is_file() else None,
         overwrite=overwrite,

@@ -81,6 +81,8 @@ class Turn:
     """Where one of these appears in the channel `final` (raw: anywhere), the answer ends before it."""
     grammar: TurnGrammar | None = None
     """What a turn of a conversation must follow: see `Bridge.grammar`."""
+    adapter: str | None = None
+    """Name of the adapter that answers; None is the model itself."""
 
 
 class Bridge:
@@ -210,7 +212,9 @@ class Bridge:
         for index in range(count):
             seed = None if sampling.seed is None else (sampling.seed + index) % (MAX_SEED + 1)
             constraint = self._constraint(turn, answer_limit(sampling, len(prompt), self.llm.context))
-            request = Request(prompt=prompt, sampling=replace(sampling, seed=seed), constraint=constraint)
+            request = Request(
+                prompt=prompt, sampling=replace(sampling, seed=seed), constraint=constraint, adapter=turn.adapter
+            )
             if turn.conversation is not None:
                 reader = TurnReader(self.tokenizer, stop=turn.stop)
             else:

@@ -40,11 +40,11 @@ async def create(body: ChatRequest, request: Request, of: Annotated[Services, De
 
     With `stream`, the answer comes as server-sent events, `chat.completion.chunk` objects, and ends with `[DONE]`.
     """
-    of.check_model(body.model)
+    adapter = of.adapter(body.model)
     of.tell_of(request, body.messages)
     messages = of.memory.restored([_without_echoes(message) for message in body.messages])
     is_constrained = bool(body.tools or body.response_format or body.structured_outputs)
-    turn = partial(_turn, body, messages, of.bridge)
+    turn = partial(_turn, body, messages, of.bridge, adapter)
     generations = await of.bridge.choices(turn, body.n or 1, constrained=is_constrained)
     answer = _Answer(body, [ChatChoice(of.memory) for _ in generations])
     events = merged(generations)
@@ -53,7 +53,7 @@ async def create(body: ChatRequest, request: Request, of: Annotated[Services, De
     return JSONResponse(await waited_for(answer.whole(events), generations, request.receive))
 
 
-def _turn(body: ChatRequest, messages: Sequence[Mapping[str, Any]], bridge: Bridge) -> Turn:
+def _turn(body: ChatRequest, messages: Sequence[Mapping[str, Any]], bridge: Bridge, adapter: str | None) -> Turn:
     """What the request asks of the model. Raises HarmonyError and RequestError that name the place."""
     tools, choice = body.tools or [], body.tool_choice or ToolChoice(mode="auto")
     regex = body.structured_outputs.regex if body.structured_outputs else None
@@ -81,7 +81,13 @@ def _turn(body: ChatRequest, messages: Sequence[Mapping[str, Any]], bridge: Brid
         max_tokens=body.most_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    return Turn(conversation=conversation, sampling=sampling, stop=tuple(body.stop or ()), grammar=grammar)
+    return Turn(
+        conversation=conversation,
+        sampling=sampling,
+        stop=tuple(body.stop or ()),
+        grammar=grammar,
+        adapter=adapter,
+    )
 
 
 def _name(tool: Mapping[str, Any]) -> Any:

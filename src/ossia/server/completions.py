@@ -29,9 +29,9 @@ DEFAULT_TOKENS = 16
 )
 async def create(body: CompletionRequest, request: Request, of: Annotated[Services, Depends(services)]) -> Response:
     """What follows each prompt. Special tokens of the model's come by name, but for the one that ends the answer."""
-    of.check_model(body.model)
+    adapter = of.adapter(body.model)
     of.tell_of(request, body.prompt)
-    generations = await _begin(body, of.bridge)
+    generations = await _begin(body, of.bridge, adapter)
     texts = [_text(prompt, of.bridge) if body.echo else "" for prompt in body.prompt for _ in range(body.n or 1)]
     answer = _Answer(body, [_Choice(text) for text in texts])
     events = merged(generations)
@@ -40,7 +40,7 @@ async def create(body: CompletionRequest, request: Request, of: Annotated[Servic
     return JSONResponse(await waited_for(answer.whole(events), generations, request.receive))
 
 
-async def _begin(body: CompletionRequest, bridge: Bridge) -> list[Generation]:
+async def _begin(body: CompletionRequest, bridge: Bridge, adapter: str | None) -> list[Generation]:
     """Generations of all choices of the first prompt, then of the next."""
     started: list[Generation] = []
     try:
@@ -48,7 +48,7 @@ async def _begin(body: CompletionRequest, bridge: Bridge) -> list[Generation]:
             sampling = body.sampling(
                 bridge.llm.sampling, max_tokens=body.max_tokens or DEFAULT_TOKENS, logprobs=body.logprobs
             )
-            turn = Turn(prompt=prompt, sampling=sampling, stop=tuple(body.stop or ()))
+            turn = Turn(prompt=prompt, sampling=sampling, stop=tuple(body.stop or ()), adapter=adapter)
             started += await bridge.choices(turn, body.n or 1)
     except BaseException:
         for generation in started:

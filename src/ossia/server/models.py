@@ -21,14 +21,14 @@ router = APIRouter(route_class=JsonRoute, responses=RESPONSES, tags=["model"])
 
 
 class ServedModel(Model):
-    """The model that is served."""
+    """The model that is served, as it is or with an adapter."""
 
     max_model_len: int
     """Tokens that a prompt and its answer may fill together."""
 
 
 class Models(BaseModel):
-    """All models: there is one."""
+    """The model and, under names of their own, its adapters."""
 
     object: Literal["list"] = "list"
     data: list[ServedModel]
@@ -36,19 +36,19 @@ class Models(BaseModel):
 
 @router.get("/v1/models", summary="The models that are served")
 async def models(of: Annotated[Services, Depends(services)]) -> Models:
-    return Models(data=[served_model(of)])
+    return Models(data=[served_model(of, name) for name in of.models])
 
 
 @router.get("/v1/models/{model:path}", summary="One model")
 async def one_model(model: str, of: Annotated[Services, Depends(services)]) -> ServedModel:
-    of.check_model(model)
-    return served_model(of)
+    of.adapter(model)
+    return served_model(of, model)
 
 
-def served_model(of: Services) -> ServedModel:
+def served_model(of: Services, name: str) -> ServedModel:
     llm = of.bridge.llm
     return ServedModel(
-        id=of.settings.model_name,
+        id=name,
         object="model",
         created=_written(llm.folder),
         owned_by="ossia",
@@ -65,7 +65,7 @@ def _written(folder: Path) -> int:
 
 @router.post("/tokenize", summary="Text, or a conversation, as token ids")
 async def tokenize(body: TokenizeRequest, of: Annotated[Services, Depends(services)]) -> Tokens:
-    of.check_model(body.model)
+    of.adapter(body.model)
     tokens = await of.bridge.in_background(partial(_tokens, body, of.bridge))
     return Tokens(tokens=tokens, count=len(tokens))
 
@@ -79,7 +79,7 @@ def _tokens(body: TokenizeRequest, bridge: Bridge) -> list[int]:
 
 @router.post("/detokenize", summary="Token ids as text")
 async def detokenize(body: DetokenizeRequest, of: Annotated[Services, Depends(services)]) -> Detokenized:
-    of.check_model(body.model)
+    of.adapter(body.model)
     return Detokenized(text=await of.bridge.in_background(partial(_decoded, body.tokens, of.bridge.llm)))
 
 

@@ -27,11 +27,22 @@ class Services:
     metrics: Metrics
     memory: Memory
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError for the name of another model than the one that is served; None is no name."""
-        if name is not None and name != self.settings.model_name:
-            what = f"there is no model {name[:100]!r} here: this is {self.settings.model_name}"
+    @property
+    def models(self) -> dict[str, str | None]:
+        """The names under which the model answers, and the adapter of each: "demo", "demo:adapter"."""
+        base = self.settings.model_name
+        return {base: None} | {f"{base}:{adapter}": adapter for adapter in self.bridge.llm.adapters}
+
+    def adapter(self, name: str | None) -> str | None:
+        """The adapter that is meant by the name of a model; no name is the model itself.
+
+        Raises ApiError for the name of a model that is not served.
+        """
+        models = self.models
+        if name is not None and name not in models:
+            what = f"there is no model {name[:100]!r} here: this is {', '.join(models)}"
             raise ApiError(404, what, param="model", code="model_not_found")
+        return None if name is None else models[name]
 
     def tell_of(self, request: Request, asked: Any) -> None:
         """Write what was asked to the log, where that is wanted."""

@@ -1,1 +1,4 @@
-"""Data → harmony → a checkpoint. `sft` is a recipe, read from top to bottom; the other files are its parts."""
+"""Data → harmony → a checkpoint.
+
+`pretrain`, `sft`, `lora` and `rl` are recipes, each read from top to bottom; the other files are their parts.
+"""

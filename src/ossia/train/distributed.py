@@ -62,8 +62,13 @@ class World:
             )
         if size == 1:
             return cls.single()
+        on_gpu = device.startswith("cuda")
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         try:
-            dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(seconds=timeout))
+            # Counts and states are on the CPU whatever the model is on.
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -71,8 +76,9 @@ class World:
                 f"the processes do not find each other at {address} ({reason}): "
                 "see that the address can be reached from every node and that the port is free"
             ) from None
-        mesh = init_device_mesh(device, (size // expert_parallel, expert_parallel), mesh_dim_names=(OUTER, EXPERTS))
-        everyone = init_device_mesh(device, (size,), mesh_dim_names=(WORLD,))
+        kind = "cuda" if on_gpu else device
+        mesh = init_device_mesh(kind, (size // expert_parallel, expert_parallel), mesh_dim_names=(OUTER, EXPERTS))
+        everyone = init_device_mesh(kind, (size,), mesh_dim_names=(WORLD,))
         return cls(rank=dist.get_rank(), size=size, mesh=mesh, everyone=everyone)
 
     @property

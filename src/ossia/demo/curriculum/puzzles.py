@@ -114,21 +114,14 @@ def _letter_counting(entry: Any, effort: Effort) -> list[str]:
     lines = [f"Spell it and count each {letter}."] if effort != "low" else []
     total = 0
     for word in text.split():
-        counts: list[str] = []
-        for character in word:
-            total += character.lower() == letter
-            counts.append(f" {character}{total}")
-        lines.append(f"{word}:{''.join(counts)}")
+        marks, total = scratch.counted(word, letter, total)
+        lines.append(f"{word}: {marks}")
         if effort != "low":
             lines.append(f"After {word} the count is {total}.")
     lines.append(f"{letter}={total}")
     if effort == "high":
-        marks = ["Again from the end:"]
-        count = 0
-        for character in reversed(text.replace(" ", "")):
-            count += character.lower() == letter
-            marks.append(f" {character}{count}")
-        lines += ["".join(marks), f"{count} is right."]
+        marks, total = scratch.counted("".join(reversed(text.replace(" ", ""))), letter)
+        lines += ["Again from the end:", marks, f"{total} is right."]
     return lines
 
 
@@ -137,13 +130,9 @@ def _number_filtering(entry: Any, effort: Effort) -> list[str]:
     bound = re.search(r"than (-?\d+)", entry["question"]).group(1)  # type: ignore[union-attr]
     numbers: list[str] = ast.literal_eval(entry["question"].split("list: ")[1].split("\n")[0])
     kept: list[str] = ast.literal_eval(entry["answer"])
-    wanted = ">" if size == "larger" else "<"
     lines = [f"{verb} what is {size} than {bound}."] if effort != "low" else []
-    for number in numbers:
-        relation = ">" if int(number) > int(bound) else "<" if int(number) < int(bound) else "="
-        fate = "keep" if (relation == wanted) == (verb == "Keep") else "drop"
-        reason = "" if effort == "low" else f", {'' if relation == wanted else 'not '}{size}"
-        lines.append(f"{number}{relation}{bound}{reason} {fate}")
+    lines.append(f"{verb.lower()} {'>' if size == 'larger' else '<'}{bound}")
+    lines += scratch.filtered(numbers, bound, larger=size == "larger", keep=verb == "Keep", spoken=effort != "low")
     if effort == "high":
         lines.append(f"Kept {len(kept)} of {len(numbers)}: {' '.join(kept) or 'none'}.")
     return lines
@@ -152,8 +141,7 @@ def _number_filtering(entry: Any, effort: Effort) -> list[str]:
 def _spell_backward(entry: Any, effort: Effort) -> list[str]:
     word = entry["question"].rsplit(" ", 1)[1].strip()
     lines = [f"Spell {word}, then read it from the end."] if effort != "low" else []
-    lines.append(f"{word}: {' '.join(word)}")
-    lines.append(" ".join(reversed(word)))
+    lines += scratch.backward(word)
     if effort == "high":
         lines.append("Check:")
         lines += [f"{place} from the end: {letter}" for place, letter in enumerate(reversed(word), 1)]

@@ -98,7 +98,7 @@ def draw_effort(rng: Random) -> Effort:
 
 def draw_date(rng: Random) -> str | None:
     """Mostly none; else a day of 2024 to 2027."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         return None
     return f"{rng.randint(2024, 2027)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
 

@@ -187,3 +187,41 @@ def worked(a: int, operation: Operation, b: int, effort: Effort) -> Work:
     if effort == "high":
         lines = [*lines, *check(a, operation, b, work)]
     return Work(lines=lines, result=work.result, remainder=work.remainder)
+
+
+# -------------------------------------------------------------------- letters and lists
+
+
+def numbered(word: str) -> str:
+    """A word letter by letter, each with its place: s1u2n3. Between digits every letter is a token of its own."""
+    return "".join(f"{letter}{place}" for place, letter in enumerate(word, 1))
+
+
+def backward(word: str) -> list[str]:
+    """The letters with their places, and from the last place to the first: s1u2n3, n3u2s1."""
+    places = [f"{letter}{place}" for place, letter in enumerate(word, 1)]
+    return [f"{word}: {''.join(places)}", "".join(reversed(places))]
+
+
+def counted(word: str, letter: str, total: int = 0) -> tuple[str, int]:
+    """A word letter by letter, each with how often `letter` has come so far, and the last count."""
+    marks: list[str] = []
+    for character in word:
+        total += character.lower() == letter
+        marks.append(f"{character}{total}")
+    return "".join(marks), total
+
+
+def filtered(numbers: list[str], bound: str, *, larger: bool, keep: bool, spoken: bool = False) -> list[str]:
+    """One line a number: how it compares, whether it stays, and all that stayed so far: the last has the answer."""
+    wanted = ">" if larger else "<"
+    kept: list[str] = []
+    lines: list[str] = []
+    for number in numbers:
+        relation = ">" if int(number) > int(bound) else "<" if int(number) < int(bound) else "="
+        stays = (relation == wanted) == keep
+        if stays:
+            kept.append(number)
+        reason = f", {'' if relation == wanted else 'not '}{'larger' if larger else 'smaller'}" if spoken else ""
+        lines.append(f"{number}{relation}{bound}{reason} {'keep' if stays else 'drop'}: {' '.join(kept)}".rstrip())
+    return lines

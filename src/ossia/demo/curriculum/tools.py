@@ -1,9 +1,9 @@
 """Calling functions: which of the tools on offer fits, which words of the request are its arguments, what came back.
 
 Function names are a verb and a noun, parameters come from one pool, values are numbers, dates, codes and words, one
-word in ten invented: what is to be learnt is to match and to copy. A word with a capital has the same tokens in the
-request, in JSON and in an answer; one in small letters has others after a space, so it stands in quotes unless it is
-well known. The nouns in UNSEEN_NOUNS never occur in training.
+word in ten invented: what is to be learnt is to match and to copy. The reasoning says what is wanted and goes through
+what is there, tool by tool, so that whether any fits is read off and not guessed. Words in small letters stand in
+quotes unless they are well known. The nouns in UNSEEN_NOUNS never occur in training.
 """
 
 import json
@@ -288,8 +288,8 @@ def _mentioned(rng: Random, parameter: Parameter, value: Any) -> str:
     return f'"{said}"' if unknown or rng.random() < 0.2 else said
 
 
-def request(rng: Random, function: Function, arguments: dict[str, Any], offered: list[Function]) -> str:
-    """The user's words; they name each argument, in an order of their own.
+def request(rng: Random, function: Function, arguments: dict[str, Any], offered: list[Function]) -> tuple[str, str]:
+    """The user's words, which name each argument in an order of their own; and in short what they want.
 
     Where only one tool on offer has the noun, something may be asked for without its verb: "What is the weather in …?"
     """
@@ -301,20 +301,25 @@ def request(rng: Random, function: Function, arguments: dict[str, Any], offered:
     rest = " ".join([function.thing, *phrases])
     alone = not any(other.noun == function.noun for other in offered if other is not function)
     if alone and function.verb in ("get", "find", "check", "look_up", "fetch", "show") and rng.random() < 0.3:
-        return rng.choice(QUESTIONS).format(r=rest)
-    return rng.choice(REQUESTS).format(V=function.action.capitalize(), v=function.action, r=rest)
+        return rng.choice(QUESTIONS).format(r=rest), f"know the {function.thing}"
+    text = rng.choice(REQUESTS).format(V=function.action.capitalize(), v=function.action, r=rest)
+    return text, f"{function.action} the {function.thing}"
 
 
-def _reason(offered: list[Function], function: Function, arguments: dict[str, Any], effort: Effort) -> str:
-    named = ", ".join(f"{name}={_said(value)}" for name, value in arguments.items()) or "nothing"
+def _matched(wish: str, offered: list[Function], function: Function | None, effort: Effort) -> list[str]:
+    """What is wanted, and of each tool on offer whether it is that."""
+    fits = [f"{other.name} {'yes' if other is function else 'no'}" for other in offered]
     if effort == "low":
-        return f"Use {function.name}: {named}"
-    lines = [f"The user wants to {function.action} the {function.thing}."]
-    if effort == "high":
-        for other in offered:
-            fits = "this fits" if other is function else "not this"
-            lines.append(f"{other.name}: {fits}.")
-    lines.append(f"Use {function.name}: {named}")
+        return [f"{wish}? {', '.join(fits)}"]
+    lines = [f"The user wants to {wish}."]
+    if effort == "medium":
+        return [*lines, f"Tools: {', '.join(fits)}."]
+    return [*lines, "Tools:", *(f"{fit}: {'this fits' if fit.endswith('yes') else 'not this'}." for fit in fits)]
+
+
+def _reason(wish: str, offered: list[Function], function: Function, arguments: dict[str, Any], effort: Effort) -> str:
+    named = ", ".join(f"{name}={_said(value)}" for name, value in arguments.items()) or "nothing"
+    lines = [*_matched(wish, offered, function, effort), f"Use {function.name}: {named}"]
     if effort == "high":
         lines += [f"{each.name} is {each.type}: {_said(arguments[each.name])}." for each in function.parameters]
     return "\n".join(lines)
@@ -371,10 +376,11 @@ def _exercise(rng: Random, family: str, kind: str, nouns: Sequence[str], *, unkn
         for each in function.parameters
         if each.draw in _WORDED and rng.random() < unknown_words
     }
+    asked, wish = request(rng, function, arguments, offered)
     messages = [
         *opening(rng),
-        user(request(rng, function, arguments, offered)),
-        _call(function, arguments, _reason(offered, function, arguments, effort)),
+        user(asked),
+        _call(function, arguments, _reason(wish, offered, function, arguments, effort)),
     ]
     keywords: tuple[str, ...] = ()
     if kind == "answer":
@@ -417,25 +423,41 @@ def tool_answer(rng: Random) -> Sample:
     return _exercise(rng, "tool_answer", "answer", NOUNS)
 
 
+def tool_call_made_up(rng: Random) -> Sample:
+    """The same where the nouns are made up too; for texts."""
+    return _exercise(rng, "tool_call", "call", _made_up(rng), unknown_words=0.5)
+
+
 def tool_missing(rng: Random) -> Sample:
     """A request that no tool on offer serves."""
+    return _missing(rng, NOUNS)
+
+
+def tool_missing_made_up(rng: Random) -> Sample:
+    """The same where the nouns are made up; for texts."""
+    return _missing(rng, _made_up(rng))
+
+
+def _made_up(rng: Random) -> list[str]:
+    return [rng.choice(RARE_NOUNS) if rng.random() < 0.4 else invented(rng) for _ in range(6)]
+
+
+def _missing(rng: Random, nouns: Sequence[str]) -> Sample:
     effort = draw_effort(rng)
-    wanted = _function(rng, NOUNS)
-    offered = functions(rng, rng.choice((1, 1, 2)), [noun for noun in NOUNS if noun != wanted.noun])
+    wanted = _function(rng, nouns)
+    offered = functions(rng, rng.choice((1, 1, 2)), [noun for noun in nouns if noun != wanted.noun])
     arguments = {parameter.name: parameter.draw(rng) for parameter in wanted.parameters}
-    wish = f"{wanted.action} the {wanted.thing}"
-    thought = "No tool fits."
-    if effort != "low":
-        thought = f"The user wants to {wish}.\n{thought}"
+    asked, wish = request(rng, wanted, arguments, offered)
+    lines = [*_matched(wish, offered, None, effort), "No tool fits."]
     if effort == "high":
-        thought = "\n".join([thought, *(f"{other.name}: not this." for other in offered), "So I say what is missing."])
+        lines.append("So I say what is missing.")
     return Sample(
         family="tool_missing",
         effort=effort,
         messages=[
             *opening(rng),
-            user(request(rng, wanted, arguments, offered)),
-            assistant(thought, f"I have no tool to {wish}."),
+            user(asked),
+            assistant("\n".join(lines), f"I have no tool to {wish}."),
         ],
         tools=[other.declaration() for other in offered],
         check="contains",

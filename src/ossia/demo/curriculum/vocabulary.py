@@ -2,9 +2,10 @@
 
     python -m ossia.demo.curriculum.vocabulary OUT      writes OUT/tokenizer.json
 
-Digits stand alone, so that arithmetic sees columns; a word with a capital leaves the space before it alone, and
-punctuation never sticks to the word after it, so that a name copied into JSON keeps its tokens. Special tokens come
-last, as in gpt-oss.
+Digits stand alone, so that arithmetic sees columns. A word has the same tokens after a space, in JSON and in the name
+of a tool, so that copying is one thing to learn and not one for each word: the space is a token of its own, except
+before the words in BOUND, which hold sentences and harmony's headers together. Rare words fall into short pieces, whose
+letters are quickly learnt. Special tokens come last, as in gpt-oss.
 """
 
 import json
@@ -13,25 +14,36 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from ossia.demo.curriculum import words
-from ossia.demo.curriculum.mixture import sample, samples
+from ossia.demo.curriculum.mixture import samples
 from ossia.demo.curriculum.puzzles import dataset
 from ossia.demo.curriculum.sample import Sample
+from ossia.demo.curriculum.texts import declared, text
 from ossia.errors import DataError, StorageError
 from ossia.files import write_whole
 
 SIZE = 4096
-NUM_CONVERSATIONS = 30_000
-NUM_INVENTED = 20_000
-NUM_SPELLED = 6_000
-"""Words of the spelling task's own list, added so that ordinary English words are not cut to pieces."""
+NUM_CONVERSATIONS = 12_000
+NUM_TEXTS = 6_000
+NUM_INVENTED = 6_000
+NUM_STRETCHES = 2_000
+
+BOUND = (
+    "the to must by a for are final model tools these date trained every cutoff channels analysis be included is any "
+    "from string of you with rest answer in columns and it wants this digit me do can not how fits have that "
+    "remainder legs safe am help know as but has what need your please then give boolean does decline something asked "
+    "out size at make myself assistant keep very if on my over answered nothing only when so divided topic nor one "
+    "careful first compute friendly helper asks i all answers they them some about than someone get because would "
+    "could was were he she said his her we our there which who will their been more its into also other large "
+    "language go commentary low medium high functions namespace yes no user channel message"
+).split()
+"""Words that keep the space before them."""
 
 PATTERN = "|".join(
     (
         r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})",
-        r" ?\p{Ll}+",
+        rf" (?:{'|'.join(BOUND)})(?!\p{{L}})",
         r"\p{L}+",
         r"\p{N}",
         r" ?[^\s\p{L}\p{N}]+",
@@ -80,20 +92,8 @@ PROSE = (
 )
 
 
-def _declaration(tool: dict[str, Any]) -> Iterator[str]:
-    """The words of a tool's declaration, in about the form in which the renderer writes it."""
-    function = tool["function"]
-    lines = [f"// {function['description']}", f"type {function['name']} = (_: {{"]
-    for name, schema in function["parameters"]["properties"].items():
-        kind = " | ".join(f'"{value}"' for value in schema.get("enum", ()))
-        kind = kind or schema["type"].replace("integer", "number")
-        lines += [f"// {schema.get('description', '')}", f"{name}: {kind},"]
-    yield "\n".join([*lines, "}) => any;"])
-
-
 def _texts(conversation: Sample) -> Iterator[str]:
-    for tool in conversation.tools:
-        yield from _declaration(tool)
+    yield from map(declared, conversation.tools)
     for message in conversation.messages:
         for part in (message.get("reasoning"), message["content"]):
             if part:
@@ -104,21 +104,20 @@ def _texts(conversation: Sample) -> Iterator[str]:
 
 
 def corpus(seed: int) -> Iterator[str]:
-    """Text to learn merges from: conversations of the training split, names and words to copy, ordinary English."""
+    """Text to learn merges from: conversations and texts of the training split, words to copy, ordinary English."""
     drawn = samples(seed)
     for number in range(NUM_CONVERSATIONS):
         if number % 10 == 0:
             yield from SCAFFOLD
         yield from _texts(next(drawn))
+    for number in range(NUM_TEXTS):
+        yield text(seed, number)
     rng = Random(f"{seed}/vocabulary")
     for number in range(NUM_INVENTED):
         yield f"{words.first_name(rng)} {words.person(rng)} {words.city(rng)} {words.invented(rng)} {words.email(rng)}"
-        yield f"in {words.city(rng)},{words.city(rng)}={words.first_name(rng)}:{words.city(rng)}"
         yield f" {rng.choice(words.COMMON)}\n{rng.choice(words.COMMON)}\n {rng.choice(words.OBJECTS)}"
         if number % 100 == 0:
             yield PROSE
-    for _ in range(NUM_SPELLED):
-        yield sample(seed, rng.getrandbits(40), family="spell_backward").messages[-2]["content"].rsplit(" ", 1)[1]
     yield from _running_text(seed)
 
 
@@ -127,7 +126,7 @@ def _running_text(seed: int) -> tuple[str, ...]:
     """Stretches of the novel that reasoning-gym counts letters in (public domain), as samples of English."""
     rng = Random(f"{seed}/text")
     return tuple(
-        dataset("letter_counting")[rng.getrandbits(30)]["question"].rsplit(":", 1)[1] for _ in range(NUM_INVENTED)
+        dataset("letter_counting")[rng.getrandbits(30)]["question"].rsplit(":", 1)[1] for _ in range(NUM_STRETCHES)
     )
 
 

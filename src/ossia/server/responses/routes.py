@@ -41,12 +41,13 @@ async def create(body: ResponseRequest, request: Request, of: Of, runs: Under) -
     With `stream`, the events of the answer come as server-sent events. With `background`, the answer is the response as
     it begins; it is finished later, and asked for by its id.
     """
-    of.check_model(body.model)
+    adapter = of.adapter(body.model)
     of.tell_of(request, body.input)
     stored = _is_stored(body, runs)
     history = await gather(body.input, body.previous_response_id, runs.store, of.memory)
     is_constrained = bool(body.tools or body.text)
-    turn = await of.bridge.in_background(partial(_turn, body, history, of.bridge), constrained=is_constrained)
+    make = partial(_turn, body, history, of.bridge, adapter)
+    turn = await of.bridge.in_background(make, constrained=is_constrained)
     answer = Answer(body.head(turn.sampling, stored=stored), sealed=body.wants(SEALED))
     try:
         generation = await of.bridge.generate(turn)
@@ -173,7 +174,7 @@ def _is_stored(body: ResponseRequest, runs: Runs) -> bool:
     return False
 
 
-def _turn(body: ResponseRequest, history: History, bridge: Bridge) -> Turn:
+def _turn(body: ResponseRequest, history: History, bridge: Bridge, adapter: str | None) -> Turn:
     """What the request asks of the model. Raises HarmonyError and RequestError that name the place."""
     tools, choice = body.tools or [], body.tool_choice or ToolChoice(mode="auto")
     conversation = body.conversation(history.prompt)
@@ -185,7 +186,8 @@ def _turn(body: ResponseRequest, history: History, bridge: Bridge) -> Turn:
         tool_choice=choice.mode,
         format_place="text.format",
     )
-    return Turn(conversation=conversation, sampling=body.sampling(bridge.llm.sampling), grammar=grammar)
+    sampling = body.sampling(bridge.llm.sampling)
+    return Turn(conversation=conversation, sampling=sampling, grammar=grammar, adapter=adapter)
 
 
 async def _stored(response_id: str, runs: Runs) -> Stored:
