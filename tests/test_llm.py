@@ -266,7 +266,7 @@ def test_memory_that_runs_out_is_said_in_one_line(tiny_model: Path, monkeypatch:
 
     llm = ossia.load(tiny_model)
     with monkeypatch.context() as patch:
-        patch.setattr("ossia.model.adapt.fill", too_much)
+        patch.setattr("ossia.model.packed_cache.fill", too_much)
         with pytest.raises(
             CheckpointError, match=rf"{tiny_model}: memory on cpu ran out while [\d,]+ bytes .*bfloat16"
         ):
@@ -295,7 +295,7 @@ def test_other_failures_are_not_taken_for_memory(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("ossia.model.adapt.fill", fail)
+    monkeypatch.setattr("ossia.model.packed_cache.fill", fail)
     with pytest.raises(told):
         ossia.load(tiny_model)
 

@@ -42,6 +42,7 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     return {
         "pretrain": log(tmp_path / "pretrain" / "run", supervised),
         "sft": log(tmp_path / "sft" / "run", supervised),
+        "anneal": log(tmp_path / "anneal" / "run", supervised),
         "rl": log(tmp_path / "rl" / "run", reinforced),
     }
 
@@ -66,12 +67,14 @@ def test_the_card_has_what_was_measured(tmp_path: Path, runs: dict[str, Path]):
 
 
 def test_a_stage_starts_from_the_one_before_and_goes_on_where_it_was_broken_off(tmp_path: Path):
-    pretrain, sft, _ = make.STAGES
+    pretrain, sft, anneal, _ = make.STAGES
     assert "--model" not in pretrain.command(tmp_path)
     words = sft.command(tmp_path)
     assert words[:2] == ["train", "sft"]
     assert words[words.index("--model") + 1] == str(tmp_path / "pretrain")
     assert "--resume" not in words
+    assert anneal.command(tmp_path)[:2] == ["train", "sft"]
+    assert all((make.RECIPES / f"{stage.name}.toml").is_file() for stage in make.STAGES)
     (tmp_path / "sft" / "run" / "states" / "step-00000100").mkdir(parents=True)
     assert sft.command(tmp_path)[-1] == "--resume"
 
@@ -85,15 +88,16 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, runs: dict[str, Path], m
         if captured:
             return json.dumps({"arithmetic": 0.9, "families": families})
         for name in make.FILES:
-            (tmp_path / arguments[1] / name).write_text(arguments[1])
+            out = Path(arguments[arguments.index("--out") + 1])
+            (out / name).write_text(out.name)
         return ""
 
     for name in make.FILES:
         (tmp_path / "pretrain" / name).write_text("done before")
     monkeypatch.setattr(make, "ossia", ossia)
     folder = make.make(tmp_path)
-    assert [words[:2] for words in ran[:2]] == [["train", "sft"], ["train", "rl"]]
-    assert [words[0] for words in ran[2:]] == ["eval", "eval"]
+    assert [words[:2] for words in ran[:3]] == [["train", "sft"], ["train", "sft"], ["train", "rl"]]
+    assert [words[0] for words in ran[3:]] == ["eval", "eval"]
     assert {path.name for path in folder.iterdir()} == {*make.FILES, "README.md", "curve.png"}
     assert (folder / "config.json").read_text() == "rl"
     ran.clear()

@@ -344,9 +344,9 @@ def attention_training_backward(r: Random) -> Operands:
     return {
         **given,
         "out_grad": np.ones_like(q),
-        "q_grad": np.empty_like(q),
-        "k_grad": np.empty_like(k),
-        "v_grad": np.empty_like(k),
+        "q_grad": np.zeros_like(q),
+        "k_grad": np.zeros_like(k),
+        "v_grad": np.zeros_like(k),
         "sink_grads": sink_grads,
     }
 

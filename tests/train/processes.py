@@ -1,6 +1,6 @@
-"""Runs a function of a test module in several processes of one world, and returns what each of them wrote.
+"""Runs a function of a module beside this one in several processes of one world.
 
-python -m tests is not needed: each process is `python tests/train/processes.py MODULE FUNCTION FOLDER`.
+Each process is `python tests/train/processes.py MODULE FUNCTION FOLDER`.
 """
 
 import importlib

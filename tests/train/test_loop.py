@@ -209,7 +209,7 @@ def test_nothing_to_learn_is_an_error(tmp_path):
         loop_of(tmp_path, feed=Nothing()).run()
 
 
-def test_an_interrupt_finishes_the_step_and_saves(tmp_path):
+def test_an_interrupt_finishes_the_step_and_saves(tmp_path, caplog):
     def report(metrics):
         if metrics.get("loss") and metrics["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
@@ -218,6 +218,7 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         loop_of(tmp_path, report=report, save_every=100).run()
     assert signal.getsignal(signal.SIGINT) is before
+    assert "stopping when this step is done and saved; press again to stop at once" in caplog.text
     unbroken = loop_of(tmp_path / "unbroken", save_every=100)
     unbroken.run()
     again = loop_of(tmp_path, save_every=100)
@@ -235,3 +236,18 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot be made a folder \(Not a directory\): choose another --out"):
         loop_of(tmp_path / "file")
+
+
+def test_fewer_steps_than_are_done_are_refused_and_as_many_are_said_to_be_done(tmp_path, caplog):
+    loop_of(tmp_path, steps=4).run()
+    with pytest.raises(TrainingError, match="step-00000004: 4 steps are done, which is more than --steps 3: give as"):
+        loop_of(tmp_path, steps=3).resume()
+    loop_of(tmp_path, steps=4).resume()
+    assert "all 4 steps were done already" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["[]", "7", "{}", '{"step": "x"}', '{"step": 1'])
+def test_a_log_ends_where_a_line_is_none(tmp_path, line):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    assert read_log(tmp_path) == [{"step": 1}]

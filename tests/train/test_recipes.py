@@ -4,6 +4,7 @@ import json
 import math
 import random
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from ossia.kernels.mxfp4 import dequantize, fake_quantize
 from ossia.model.checkpoint import open_checkpoint
 from ossia.model.locate import demo_folder
 from ossia.train import pretrain, sft
+from ossia.train.distributed import World
 from ossia.train.loop import read_log
 from ossia.train.pretrain import PretrainSettings
+from ossia.train.recipe import LOCK, open_run
 from ossia.train.sft import SftSettings
 
 FLAGS = {
@@ -86,13 +89,45 @@ def test_the_log_begins_and_ends_with_a_validation_and_a_sample(tuned):
 def test_a_run_that_is_there_is_neither_overwritten_nor_resumed_otherwise(tuned, tmp_path):
     with pytest.raises(StorageError, match="holds a run already; go on with --resume, or choose another --out"):
         tune(tuned)
+    settings = (tuned / "run" / "settings.toml").read_bytes()
     with pytest.raises(TrainingError, match="seed was 0 and is now 7"):
         tune(tuned, resume=True, seed=7)
+    with pytest.raises(TrainingError, match="3 steps are done, which is more than --steps 2"):
+        tune(tuned, resume=True, steps=2)
+    assert (tuned / "run" / "settings.toml").read_bytes() == settings
     with pytest.raises(TrainingError, match="holds no run to resume: start without --resume"):
         tune(tmp_path, resume=True)
     before = (tuned / "model.safetensors").read_bytes()
     assert tune(tuned, resume=True) == tuned  # Nothing is left to do but the export.
     assert (tuned / "model.safetensors").read_bytes() == before
+
+
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone_until_that_ends(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text("another's")
+    other = subprocess.Popen([sys.executable, "-c", HOLD, run / LOCK], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        settings = SftSettings(out=tmp_path, model="demo", **FLAGS)
+        with pytest.raises(StorageError, match="another process is training here; wait for it, or choose another --o"):
+            open_run(settings, World.single())
+        assert (run / "log.jsonl").read_text() == "another's"
+    finally:
+        other.kill()
+        other.communicate()
+    assert open_run(settings, World.single()) == run
+    assert not (run / "log.jsonl").exists()
 
 
 def test_killed_twice_and_resumed(tmp_path):
@@ -140,6 +175,14 @@ def test_experts_in_bf16_where_qat_is_off(tmp_path):
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate is nan"),
         ({"data": ("nowhere.jsonl",)}, DataError, "nowhere.jsonl"),
         ({"device": "cuda"}, ConfigError, "device is 'cuda': torch finds no GPU here, so give cpu"),
+        ({"device": "tpu"}, ConfigError, "device is 'tpu': give cpu or cuda"),
+        ({"device": "cuda:x"}, ConfigError, "device is 'cuda:x': give cpu or cuda"),
+        ({"max_length": 4097}, ConfigError, "max_length is 4097: the model's context has 4096 tokens"),
+        (
+            {"model": None, "preset": "ossia-demo", "max_length": 4097},
+            ConfigError,
+            "max_length is 4097: the model's context has 4096 tokens",
+        ),
     ],
 )
 def test_bad_settings_are_named(tmp_path, flags, error, message, monkeypatch):

@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import signal
@@ -112,6 +113,17 @@ def test_a_full_disk_keeps_the_state_before_and_says_so(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     monkeypatch.undo()
     assert states_in(tmp_path).newest().step == 3
+
+
+def test_a_disk_that_fills_up_while_tensors_are_written_is_told_in_its_own_words(tmp_path, monkeypatch):
+    """Torch's writer would speak of positions."""
+    file = io.FileIO
+    monkeypatch.setattr("ossia.train.states.io.FileIO", lambda _path, mode: file("/dev/full", mode))
+    states = states_in(tmp_path)
+    states.save(1, {"x": torch.zeros(10**6)}, {})
+    with pytest.raises(StorageError, match=r"\(No space left on device\); no state was saved before: free some space"):
+        states.wait()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_reads_back_otherwise_does_not_count(tmp_path, monkeypatch):

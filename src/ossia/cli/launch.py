@@ -5,8 +5,15 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from ossia.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 
 @click.command("launch", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -25,6 +32,8 @@ def launch(processes: int, nodes: int, node: int, address: str, recipe: str, arg
     """
     from ossia.errors import ConfigError, TrainingError
 
+    _check_recipe(recipe, arguments)
+
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"--address is {address}: give HOST:PORT")
@@ -32,10 +41,12 @@ def launch(processes: int, nodes: int, node: int, address: str, recipe: str, arg
         raise ConfigError(f"--node is {node}: give a number below --nodes {nodes}")
     if node == 0:
         _check_free(host, int(port))
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # What it would say is said below.
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # What they would say is said below.
     # As torchrun does, unless the user knows better: the cores are shared among the processes.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -53,13 +64,43 @@ def launch(processes: int, nodes: int, node: int, address: str, recipe: str, arg
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
+        rank, cause = min(error.failures.items(), key=lambda failure: _far_from_cause(failure[1]))
+        if said := _told(cause):
+            raise TrainingError(said) from None
         raise TrainingError(
-            f"process {rank} {_end(first.exitcode)}, and the others were stopped: the last saved state is kept; "
-            "mend what it said and give the same command with --resume"
+            f"process {rank} {_end(cause.exitcode)}, and the others were stopped: the last saved state is kept; "
+            "give the same command with --resume to go on from it"
         ) from None
+    except SignalException:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except RuntimeError as error:
         raise TrainingError(f"the nodes do not find each other at {address} ({str(error).splitlines()[0]})") from None
+
+
+def _check_recipe(name: str, arguments: tuple[str, ...]) -> None:
+    """Raises what the recipe would say of its flags and settings, once rather than in every process."""
+    from ossia.cli.recipe import RecipeCommand
+    from ossia.cli.train import RECIPES, train
+    from ossia.errors import ConfigError
+
+    command = train.get_command(click.get_current_context(), name)
+    if not isinstance(command, RecipeCommand):
+        raise ConfigError(f"unknown recipe {name!r}: give one of {', '.join(RECIPES)}")
+    flags = command.make_context(f"ossia train {name}", list(arguments)).params
+    del flags["as_json"]
+    command.settings(flags.pop("recipe"), flags)
+
+
+def _far_from_cause(failure: "ProcessFailure") -> tuple[int, int]:
+    """Orders failures by how likely they are the cause: the others end because of it, or are stopped."""
+    stopped = failure.exitcode == -signal.SIGTERM
+    followed = failure.exitcode == EXIT_BAD_INPUT and not _told(failure)
+    return 2 * stopped + followed, failure.timestamp
+
+
+def _told(failure: "ProcessFailure") -> str:
+    """The line of the error that ended a process; "" where it had none to tell."""
+    return failure.message if Path(failure.error_file).is_file() else ""
 
 
 def _check_free(host: str, port: int) -> None:

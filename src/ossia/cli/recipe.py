@@ -3,17 +3,20 @@
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ossia.cli import EXIT_INTERRUPTED
+from ossia.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from ossia.cli.extras import need
 from ossia.cli.watch import watched
+from ossia.errors import OssiaError
+from ossia.train.distributed import OthersGoneError
 from ossia.train.events import Events
 from ossia.train.loop import RUN, read_log
 from ossia.train.report import write_report
@@ -46,10 +49,14 @@ class RecipeCommand(click.Command):
         with formatter.section("Output"):
             formatter.write_dl(list(shown.values()))
 
-    def _run(self, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+    def settings(self, recipe: Path | None, flags: Mapping[str, Any]) -> Any:
+        """Checked settings, from a file and what the command line gave."""
         need("train", "tensorboardX")
-        settings = self._settings.load(recipe, {name: value for name, value in flags.items() if value != ()})
-        run(self.name or "", settings, self._train, as_json=as_json)
+        return self._settings.load(recipe, {name: value for name, value in flags.items() if value != ()})
+
+    def _run(self, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+        with _told_to_launch():
+            run(self.name or "", self.settings(recipe, flags), self._train, as_json=as_json)
 
 
 def _record(option: click.Option, ctx: click.Context) -> tuple[str, str]:
@@ -116,9 +123,9 @@ def run(name: str, settings: Any, train: Train, *, as_json: bool) -> None:
 
             folder = train(settings, report)
     except KeyboardInterrupt:
-        if not last["step"]:
-            raise
         if _speaks():
+            if not last["step"]:
+                raise
             write_report(out)
             again = shlex.join(["ossia", "train", name, str(out / RUN / "settings.toml"), "--resume"])
             click.echo(f"stopped after step {last['step']}; go on with: {again}", err=True)
@@ -131,6 +138,20 @@ def _begin(out: Path) -> int:
     """The step from which on a run writes its log anew, asked after its first line."""
     before = read_log(out)[:-1]
     return int(before[-1]["step"]) + 1 if before else 0
+
+
+@contextmanager
+def _told_to_launch() -> Generator[None]:
+    """One of several processes leaves what went wrong to who launched it, which has one line for all of them."""
+    try:
+        yield
+    except OssiaError as error:
+        told = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if told is None:
+            raise
+        if not isinstance(error, OthersGoneError):  # Which is no cause.
+            Path(told).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}), encoding="utf-8")
+        raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
 
 
 def _speaks() -> bool:

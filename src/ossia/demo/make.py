@@ -1,4 +1,4 @@
-"""The bundled model from nothing: pretraining, supervised training, reinforcement, measurement, card.
+"""The bundled model from nothing: pretraining, supervised training in two runs, reinforcement, measurement, card.
 
     python -m ossia.demo.make OUT [--install]
 
@@ -26,15 +26,17 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A recipe and the stage whose result it starts from."""
+    """A folder of OUT, and how it comes about: NAME.toml in this folder's recipes has the settings."""
 
     name: str
+    recipe: str
     after: str | None
+    """The stage whose result it starts from."""
 
     def command(self, out: Path) -> list[str]:
         """The arguments of `ossia` that run it, or go on with it."""
         folder = out / self.name
-        words = ["train", self.name, str(RECIPES / f"{self.name}.toml"), "--out", str(folder)]
+        words = ["train", self.recipe, str(RECIPES / f"{self.name}.toml"), "--out", str(folder)]
         if self.after:
             words += ["--model", str(out / self.after)]
         if any((folder / "run" / "states").glob("step-*")):
@@ -42,7 +44,12 @@ class Stage:
         return words
 
 
-STAGES = (Stage("pretrain", None), Stage("sft", "pretrain"), Stage("rl", "sft"))
+STAGES = (
+    Stage("pretrain", "pretrain", None),
+    Stage("sft", "sft", "pretrain"),
+    Stage("anneal", "sft", "sft"),
+    Stage("rl", "rl", "anneal"),
+)
 MEASURED = (("all", ["--count", "100"]), ("calls", ["--family", "tool_call", "--count", "1000"]))
 """Measurement → arguments of `ossia eval`."""
 

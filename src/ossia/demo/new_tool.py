@@ -3,20 +3,21 @@
     python -m ossia.demo.new_tool OUT [--count 2000]     writes OUT/train.jsonl and OUT/heldout.jsonl
 
 The curriculum asks for its tools by verb and noun ("Book the hotel in Oslo."). Here nothing says which tool is meant:
-a cargo, a weight and a port have to be recognised in many wordings. Held-out requests have wordings, cargoes and ports
-that no conversation of the training file has.
+a cargo, a weight and a port have to be recognised in many wordings. Held-out requests have wordings, and pairs of a
+cargo and a port, that no conversation of the training file has; cargoes and ports are words that the model has met.
 """
 
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from ossia.demo.curriculum import words
 from ossia.demo.curriculum.sample import Effort, Message, Sample, Split, draw_date, draw_effort, opening, user
 from ossia.demo.curriculum.tools import offer
-from ossia.demo.curriculum.words import syllable
 from ossia.files import write_whole
 
 FAMILY = "new_tool"
@@ -52,30 +53,19 @@ _ORDERS = (
     "{cargo}, {port}, {weight}",
     "{cargo} {port}, {weight}",
 )
-_KNOWN = {
-    "train": (
-        "apples coffee copper cotton grain honey olives paper pearls pepper rice salt silk spices sugar tea timber tin "
-        "tools wheat wine wool barley bricks candles carpets cement clocks flour ginger glue hops ink lamps lead linen"
-    ).split(),
-    "heldout": "cocoa figs hemp iron lace marble mats nails pipes rubber rum soap".split(),
-}
-_PORT_ENDS = {"train": ("haven", "port", "mouth", "ness", "wick"), "heldout": ("quay", "sund", "bay")}
-"""Ports are made up: a syllable or two and one of these."""
 
 
 def conversation(seed: int, index: int, split: Split = "train") -> Sample:
     """The conversation at one place of an endless sequence, ending with the call; a function of its arguments alone."""
     rng = Random(f"{seed}/{split}/{FAMILY}/{index}")
     effort = draw_effort(rng)
-    known = _KNOWN[split]
-    cargo = rng.choice(known) if rng.random() < 0.7 else f"{rng.choice(known)} and {rng.choice(known)}"
-    port = "".join(syllable(rng) for _ in range(rng.choice((1, 1, 2)))).capitalize() + rng.choice(_PORT_ENDS[split])
+    cargo, port = _drawn(split, lambda: f"{_cargo(rng)}|{rng.choice(words.CITIES)}").split("|")
     arguments = {"cargo": cargo, "weight": rng.randint(5, 10 ** rng.randint(2, 4)), "port": port}
     offered = [TOOL, *offer(rng, rng.choice((0, 0, 1)))]
     rng.shuffle(offered)
     messages: list[Message] = [
         *opening(rng),
-        user(_wording(rng, split).format(c=cargo, w=arguments["weight"], p=port)),
+        user(_drawn(split, lambda: _wording(rng)).format(c=cargo, w=arguments["weight"], p=port)),
         _call(arguments, _reasoning(arguments, offered, effort)),
     ]
     return Sample(
@@ -89,17 +79,23 @@ def conversation(seed: int, index: int, split: Split = "train") -> Sample:
     )
 
 
-def _wording(rng: Random, split: Split) -> str:
-    """One of a few thousand wordings; one in eight is held out, by a hash that no interpreter run changes."""
+def _drawn(split: Split, draw: Callable[[], str]) -> str:
+    """Draws until the outcome is of this split: one text in eight is held out, by a hash that no run changes."""
     while True:
-        parts = {
-            "cargo": rng.choice(_CARGOES),
-            "weight": rng.choice(_WEIGHTS),
-            "port": rng.choice(_PORTS),
-        }
-        wording = f"{rng.choice(_OPENINGS)} {rng.choice(_ORDERS).format(**parts)}."
-        if (hashlib.sha256(wording.encode()).digest()[0] < 32) == (split == "heldout"):
-            return wording
+        text = draw()
+        if (hashlib.sha256(text.encode()).digest()[0] < 32) == (split == "heldout"):
+            return text
+
+
+def _cargo(rng: Random) -> str:
+    first, second = rng.sample(words.OBJECTS, 2)
+    return f"{first} and {second}" if rng.random() < 0.3 else first
+
+
+def _wording(rng: Random) -> str:
+    """One of a few thousand wordings."""
+    parts = {"cargo": rng.choice(_CARGOES), "weight": rng.choice(_WEIGHTS), "port": rng.choice(_PORTS)}
+    return f"{rng.choice(_OPENINGS)} {rng.choice(_ORDERS).format(**parts)}."
 
 
 def _reasoning(arguments: dict[str, Any], offered: list[dict[str, Any]], effort: Effort) -> str:

@@ -9,16 +9,18 @@ S rows sorted by expert, R rows of logits, V vocabulary.
 """
 
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ossia.kernels import _native, mxfp4, torch_ops
 from ossia.kernels.cpu_packed import refusals
+from ossia.kernels.mixture import groups
 
 HEAD_SIZES = (16, 32, 64, 128)
 GROUP = 64
@@ -188,32 +190,32 @@ class _Experts(torch.autograd.Function):
         x_SD = x.index_select(0, tokens_S)
         gate_up_S2I = x.new_empty(len(tokens_S), gate_up.shape[1])
         hidden_SI, out_SD = x.new_empty(len(tokens_S), down.shape[2]), torch.empty_like(x_SD)
-        for e, rows in _groups(offsets):
+        for e, rows in groups(offsets):
             torch.addmm(gate_up_bias[e], x_SD[rows], gate_up[e].t(), out=gate_up_S2I[rows])
         _run(_native.swiglu, gate_up_S2I, limit, hidden_SI)
-        for e, rows in _groups(offsets):
+        for e, rows in groups(offsets):
             torch.addmm(down_bias[e], hidden_SI[rows], down[e].t(), out=out_SD[rows])
         out = x.new_empty(x.shape)
         _run(_native.combine_rows, out_SD, places_TK, expert_weights, out)
-        ctx.save_for_backward(gate_up, down, expert_weights, places_TK, x_SD, gate_up_S2I, out_SD)
-        ctx.offsets, ctx.limit = offsets, limit
+        ctx.save_for_backward(gate_up, down, expert_weights, offsets, places_TK, x_SD, gate_up_S2I, out_SD)
+        ctx.limit = limit
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gate_up, down, expert_weights, places_TK, x_SD, gate_up_S2I, out_SD = ctx.saved_tensors
-        grad, offsets = grad.contiguous(), torch.tensor(ctx.offsets)
+        gate_up, down, expert_weights, offsets, places_TK, x_SD, gate_up_S2I, out_SD = ctx.saved_tensors
+        grad = grad.contiguous()
         out_grad_SD, weights_grad_TK = torch.zeros_like(out_SD), torch.empty_like(expert_weights)
         operands = (out_SD, places_TK, expert_weights, grad)
         _run(_native.combine_rows_backward, *operands, out_grad_SD, weights_grad_TK)
         hidden_grad_SI = gate_up_S2I.new_empty(len(x_SD), down.shape[2])
-        for e, rows in _groups(ctx.offsets):
+        for e, rows in groups(offsets):
             torch.mm(out_grad_SD[rows], down[e], out=hidden_grad_SI[rows])
         gate_up_grad_S2I, hidden_SI = torch.empty_like(gate_up_S2I), torch.empty_like(hidden_grad_SI)
         _run(_native.swiglu_backward, gate_up_S2I, hidden_grad_SI, ctx.limit, gate_up_grad_S2I, hidden_SI)
         x_grad_SD, gate_up_grad, down_grad = torch.empty_like(x_SD), torch.zeros_like(gate_up), torch.zeros_like(down)
-        for e, rows in _groups(ctx.offsets):
+        for e, rows in groups(offsets):
             torch.mm(out_grad_SD[rows].t(), hidden_SI[rows], out=down_grad[e])
             torch.mm(gate_up_grad_S2I[rows].t(), x_SD[rows], out=gate_up_grad[e])
             torch.mm(gate_up_grad_S2I[rows], gate_up[e], out=x_grad_SD[rows])
@@ -225,8 +227,8 @@ class _Experts(torch.autograd.Function):
         return x_grad, gate_up_grad, gate_up_bias_grad, down_grad, down_bias_grad, None, weights_grad_TK, None
 
 
-def _sorted_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[list[int], Tensor, Tensor]:
-    """Where each expert's rows begin (and the last end), the token of each row [S], and the row of each choice [T, K].
+def _sorted_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each expert's rows begin and the last end [E + 1], the token of each row [S], each choice's row [T, K].
 
     Rows that only fill up a group are those of token 0, which nobody reads.
     """
@@ -241,12 +243,7 @@ def _sorted_by_expert(expert_ids: Tensor, num_experts: int) -> tuple[list[int], 
     tokens_S[places_S] = order // expert_ids.shape[-1]
     places_TK = torch.empty_like(order)
     places_TK[order] = places_S
-    return [0, *ends.tolist()], tokens_S, places_TK.view_as(expert_ids)
-
-
-def _groups(offsets: list[int]) -> list[tuple[int, slice]]:
-    """Experts that somebody chose, each with its rows."""
-    return [(e, slice(first, end)) for e, (first, end) in enumerate(pairwise(offsets)) if end > first]
+    return F.pad(ends, (1, 0)), tokens_S, places_TK.view_as(expert_ids)
 
 
 class _Surprise(torch.autograd.Function):

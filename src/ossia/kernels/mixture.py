@@ -1,4 +1,4 @@
-"""A mixture of experts product by product, for training: rows sorted by expert go through both matrices at once.
+"""A mixture of experts product by product, where gradients or adapters are: rows go sorted by expert.
 
 What the two products are is passed in, so packed, dense and adapted experts share it.
 

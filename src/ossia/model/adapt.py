@@ -87,10 +87,7 @@ def add_lora(
     rank: of each matrix, and of each expert's; alpha: adapters are scaled by alpha / rank; targets: of `LORA_TARGETS`.
     The model is filled. Raises ConfigError for an unknown target, none, or a rank or alpha that is not positive.
     """
-    if unknown := sorted(set(targets) - set(LORA_TARGETS)):
-        raise ConfigError(f"unknown adapter target {unknown[0]!r}: choose among {', '.join(LORA_TARGETS)}")
-    if not targets:
-        raise ConfigError(f"adapters need a target: choose among {', '.join(LORA_TARGETS)}")
+    check_lora_targets(targets)
     if rank < 1 or not alpha > 0:
         raise ConfigError(f"adapters of rank {rank} and alpha {alpha}: both must be positive")
     model.requires_grad_(False)
@@ -99,6 +96,14 @@ def add_lora(
         leaf.reset(generator)
         model.set_submodule(name, leaf)
     return model
+
+
+def check_lora_targets(targets: Collection[str]) -> None:
+    """Raises ConfigError where there is none, or one that is not of `LORA_TARGETS`."""
+    if unknown := sorted(set(targets) - set(LORA_TARGETS)):
+        raise ConfigError(f"unknown adapter target {unknown[0]!r}: choose among {', '.join(LORA_TARGETS)}")
+    if not targets:
+        raise ConfigError(f"adapters need a target: choose among {', '.join(LORA_TARGETS)}")
 
 
 def _adapted_leaves(

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside frozen leaves of any kind, packed ones among them (LoRA, Hu et al. 2021).
+"""Leaves whose low-rank adapters train, beside frozen ones of any kind, packed too (LoRA, Hu et al. 2021).
 
 A matrix W with an adapter multiplies as W + (alpha / rank) B A. Of experts each has its own A and B, on gate_up and on
 down; the adapter of gate_up is added between the bias and SwiGLU. B starts at zero, so a new adapter changes nothing.

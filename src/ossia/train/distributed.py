@@ -12,7 +12,8 @@ Shapes: T tokens, K experts a token, E experts, P processes of a row, S tokens r
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -29,6 +30,10 @@ from ossia.model.experts import DenseExperts
 from ossia.model.transformer import MixtureOfExperts, Transformer
 
 OUTER, EXPERTS, WORLD = "outer", "experts", "world"
+
+
+class OthersGoneError(TrainingError):
+    """Another process of this run has ended, or is stuck: it has the cause to tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,16 @@ class World:
         _together(dist.all_gather_object, said, error)
         return next((one for one in said if one is not None), None)
 
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Raises OthersGoneError where what is done inside fails for want of another process."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "peer")):
+                raise
+            raise _others_gone(error) from None
+
     def close(self) -> None:
         """Leave the others."""
         if self.size > 1:
@@ -119,15 +134,19 @@ class World:
 
 
 def _together(collective: Callable[..., Any], *operands: Any, **options: Any) -> None:
-    """Raises TrainingError where another process has gone, or has kept this one waiting for too long."""
+    """Raises OthersGoneError where another process has gone, or has kept this one waiting for too long."""
     try:
         collective(*operands, **options)
     except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise TrainingError(
-            f"another process of this run is gone or stuck ({reason}): the last saved state is kept; "
-            "start all of them again with --resume"
-        ) from None
+        raise _others_gone(error) from None
+
+
+def _others_gone(error: RuntimeError) -> OthersGoneError:
+    reason = str(error).split("\n")[0]
+    return OthersGoneError(
+        f"another process of this run is gone or stuck ({reason}): the last saved state is kept; "
+        "start all of them again with --resume"
+    )
 
 
 # -------------------------------------------------------------------- weights, cut

@@ -113,7 +113,7 @@ class Loop:
         state was saved where the user asked to stop.
         """
         self._restart_clock()
-        with self._interruptible():
+        with self._interruptible(), self.world.watched():
             while self.step < self.schedule.steps:
                 try:
                     metrics = self._advance(self.feed.next(self.step))
@@ -203,6 +203,8 @@ class Loop:
 
         def stop(_signal: int, _frame: Any) -> None:
             self._stop = True
+            if self.world.is_main:
+                log.warning("stopping when this step is done and saved; press again to stop at once")
             signal.signal(signal.SIGINT, before)
 
         before = signal.signal(signal.SIGINT, stop)
@@ -258,12 +260,18 @@ class Loop:
         """Go on from the newest whole state, and drop the lines of the log that were written after it.
 
         A run that was killed before it saved anything starts again. Raises TrainingError where a setting or the data
-        are not those of the state, or where every state is damaged.
+        are not those of the state, where it is past the last step, or where every state is damaged.
         """
         state = self._states.newest()
         if state is None:
-            log.warning("%s: no state was saved yet, so the run starts from the beginning", self.out)
+            if self.world.is_main:
+                log.warning("%s: no state was saved yet, so the run starts from the beginning", self.out)
         else:
+            if state.step > self.schedule.steps:
+                raise TrainingError(
+                    f"{state.folder}: {state.step} steps are done, which is more than --steps {self.schedule.steps}: "
+                    "give as many or more, or start in another --out"
+                )
             for name, value in self.settings.items():
                 before = state.facts["settings"].get(name)
                 if before != value:
@@ -276,6 +284,8 @@ class Loop:
             self.masters.resume(state.facts["updates"])
             self._alarm.streaks = list(state.facts["streaks"])
             self.step = state.step
+            if self.world.is_main and self.step == self.schedule.steps:
+                log.warning("all %d steps were done already; give more --steps to train further", self.step)
             log.info("resumed at step %d", self.step)
         if self.world.is_main:
             whole = [] if state is None else read_log(self.out)
@@ -294,15 +304,18 @@ def recompute(model: Transformer) -> None:
 
 
 def read_log(out: Path) -> list[Metrics]:
-    """The lines of a run's log; a last one that was cut off when the run was killed is left out."""
+    """The lines of a run's log, up to one that is none: the last may have been cut off when the run was killed."""
     path = out / RUN / LOG
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     whole: list[Metrics] = []
     for line in lines:
         try:
-            whole.append(json.loads(line))
-        except json.JSONDecodeError:
+            read = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(read, dict) or not isinstance(read.get("step"), int):
+            break
+        whole.append(read)
     return whole
 
 

@@ -16,9 +16,10 @@ import torch
 
 from ossia.errors import ConfigError
 from ossia.kernels import cpu, select
-from ossia.model.adapt import DEFAULT_LORA_TARGETS, LORA_TARGETS, add_lora, build, fill
+from ossia.model.adapt import DEFAULT_LORA_TARGETS, LORA_TARGETS, add_lora, build, check_lora_targets, fill
 from ossia.model.adapters import adapter_of, base_digest, write_adapter
 from ossia.model.checkpoint import Checkpoint
+from ossia.model.memory import keep_no_freed_memory
 from ossia.model.packed_cache import packed_model
 from ossia.model.transformer import Transformer
 from ossia.train.data import packed_feed, source_of
@@ -29,6 +30,7 @@ from ossia.train.optim import Masters, Schedule
 from ossia.train.recipe import (
     DTYPES,
     DataSettings,
+    go_on,
     heldout,
     open_run,
     start_from,
@@ -58,12 +60,8 @@ class LoraSettings(DataSettings):
     z_coefficient: float = flag(0.0, help="Weight of the z-loss.", group="Router", min=0)
 
     def check(self) -> None:
-        """Raises ConfigError for a target that there is not."""
-        for target in self.targets:
-            if target not in LORA_TARGETS:
-                raise ConfigError(f"unknown target {target!r}: choose among {', '.join(LORA_TARGETS)}")
-        if not self.targets:
-            raise ConfigError(f"targets is empty: choose among {', '.join(LORA_TARGETS)}")
+        """Raises ConfigError for no target, or one that there is not."""
+        check_lora_targets(self.targets)
 
 
 def train(settings: LoraSettings, report: Callable[[Metrics], None]) -> Path:
@@ -74,7 +72,7 @@ def train(settings: LoraSettings, report: Callable[[Metrics], None]) -> Path:
     run = open_run(settings, world)
 
     # What is learnt from.
-    start = start_from(settings.model, run, world)
+    start = start_from(settings, run, world)
     assert start.checkpoint is not None
     feed = packed_feed(
         source_of(settings.data, seed=settings.seed),
@@ -118,7 +116,7 @@ def train(settings: LoraSettings, report: Callable[[Metrics], None]) -> Path:
         objective=cross_entropy,
         schedule=Schedule(steps=settings.steps, warmup_steps=settings.warmup_steps, decay_steps=settings.decay_steps),
         out=settings.out,
-        settings={**settings.course(), "model": base},
+        settings={**settings.course(), "model": f"sha256 {base[:16]}"},
         report=report,
         clip=settings.clip,
         balance_coefficient=settings.balance_coefficient,
@@ -133,8 +131,7 @@ def train(settings: LoraSettings, report: Callable[[Metrics], None]) -> Path:
         flops=partial(training_flops, start.config, frozen=True),
         peak=peak,
     )
-    if settings.resume:
-        loop.resume()
+    go_on(settings, loop)
     if loop.step == 0:
         loop.record({"step": 0, **loop.validate(model), "samples": samples.answers(model)})
     loop.run()
@@ -146,6 +143,7 @@ def train(settings: LoraSettings, report: Callable[[Metrics], None]) -> Path:
 
 def packed(checkpoint: Checkpoint, settings: LoraSettings) -> Transformer:
     """The model beneath as the native kernels read it, which compute in float32."""
+    keep_no_freed_memory()
     cpu.configure(settings.threads or None)
     torch.set_num_threads(1)  # What is left to torch is small, and its threads would be in the way.
     return packed_model(checkpoint, select("cpu"), dense="bf16", keep=True, report=log.info)

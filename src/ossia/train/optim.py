@@ -172,7 +172,8 @@ class Masters:
         if not math.isfinite(norm):
             self.gradients.clear()
             raise TrainingError(
-                f"the norm of the gradients is {norm}: --resume from the last state, with a lower --learning-rate"
+                f"the norm of the gradients is {norm} at step {self.updates + 1}: --resume from the last state, with a "
+                "lower --learning-rate"
             )
         scale = min(1.0, clip / (norm + 1e-12))
         if scale < 1:

@@ -11,6 +11,7 @@ Bytes are those of one process, traffic what it receives and sends. Symbols: N p
 tokens of a process and micro-batch, L layers, D hidden, I intermediate, E experts, K experts a token, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -110,11 +111,15 @@ def plans(config: ModelConfig, machines: Machines, work: Work) -> list[Plan]:
         ("gpus", machines.gpus),
         ("gpu_memory", machines.gpu_memory),
         ("gpus_per_node", machines.gpus_per_node),
+        ("peak", machines.peak),
+        ("efficiency", machines.efficiency),
+        ("within_node", machines.within_node),
+        ("between_nodes", machines.between_nodes),
         ("sequence", work.sequence),
         ("micro_batch", work.micro_batch),
         ("batch", work.batch),
     ):
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value}: give a number above 0")
     if work.sequence > config.max_position_embeddings:
         raise ConfigError(f"sequence is {work.sequence}: this model has {config.max_position_embeddings} positions")

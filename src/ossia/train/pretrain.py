@@ -22,6 +22,7 @@ from ossia.train.recipe import (
     FullSettings,
     empty_model,
     export,
+    go_on,
     heldout,
     open_run,
     start_of,
@@ -102,8 +103,7 @@ def train(settings: PretrainSettings, report: Callable[[Metrics], None]) -> Path
         peak=peak_of(torch.device(settings.device), model.embedding.weight.dtype).flops_per_s,
         world=world,
     )
-    if settings.resume:
-        loop.resume()
+    go_on(settings, loop)
     if loop.step == 0:
         loop.record({"step": 0, **loop.validate(model), "samples": samples.answers(model)})
     loop.run()

@@ -1,10 +1,13 @@
 """What the recipes share: their common settings, the folder of a run, what it starts from, and what comes out.
 
 out/                 at the end a checkpoint in the official layout
-out/run/             settings.toml, tokenizer.json, log.jsonl, states/
+out/run/             settings.toml, tokenizer.json, log.jsonl, states/, lock
 """
 
+import fcntl
+import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,12 +30,14 @@ from ossia.model.transformer import Transformer
 from ossia.model.write import GENERATION_CONFIG, TensorSource, write_checkpoint
 from ossia.train.data import Batch, Rendering, TooLong, batches_of, source_of
 from ossia.train.distributed import World, shard, whole
-from ossia.train.loop import LOG, RUN, STATES, Metrics, recompute
+from ossia.train.loop import LOG, RUN, STATES, Loop, Metrics, recompute
 from ossia.train.loss import hidden, logprobs
 from ossia.train.optim import Optimizer, initial_weights
 from ossia.train.settings import Settings, flag
 
-SETTINGS, TOKENIZER = "settings.toml", "tokenizer.json"
+log = logging.getLogger(__name__)
+
+SETTINGS, TOKENIZER, LOCK = "settings.toml", "tokenizer.json", "lock"
 GENERATED = ("demo", "demo-text")
 """Data of which there is a split that is never trained on."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -123,31 +128,61 @@ class FullSettings(DataSettings):
 def open_run(settings: RecipeSettings, world: World) -> Path:
     """Make the folder `run` in --out, and see that nothing is overwritten; returns it.
 
-    Raises StorageError where --out holds a run and is not to be resumed, TrainingError where it holds none and is to
-    be, ConfigError for a device that is not there.
+    Raises StorageError where --out holds a run and is not to be resumed, or one that another process is at,
+    TrainingError where it holds none and is to be, ConfigError for a device that is not there.
     """
     run = settings.out / RUN
     if settings.resume and not (run / SETTINGS).is_file():
         raise TrainingError(f"{settings.out}: holds no run to resume: start without --resume")
     if not settings.resume and any((run / STATES).glob("step-*")):
         raise StorageError(f"{settings.out}: holds a run already; go on with --resume, or choose another --out")
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device is {settings.device!r}: torch finds no GPU here, so give cpu")
+    _check_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if cpu.available():
         cpu.configure(settings.threads or None)
     world.barrier()  # Everyone has looked before anyone writes.
-    if world.is_main:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{run}: cannot be made a folder ({error.strerror}); choose another --out") from None
-        if not settings.resume:
-            (run / LOG).unlink(missing_ok=True)  # Of a run that was killed before it saved anything.
+    if (refusal := world.agree(_take(run) if world.is_main else None)) is not None:
+        raise StorageError(refusal)
+    if world.is_main and not settings.resume:
+        (run / LOG).unlink(missing_ok=True)  # Of a run that was killed before it saved anything.
         settings.write(run / SETTINGS)
-    world.barrier()
     return run
+
+
+def go_on(settings: RecipeSettings, loop: Loop) -> None:
+    """Resume where that was asked for; only what was not refused becomes the run's settings."""
+    if settings.resume:
+        loop.resume()
+        if loop.world.is_main:
+            settings.write(settings.out / RUN / SETTINGS)
+
+
+def _take(run: Path) -> str | None:
+    """Make the folder `run` this process's own until it ends, however it ends; why not, where that cannot be."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)  # Never closed: a lock goes when its process does.
+    except OSError as error:
+        return f"{run}: cannot be made a folder ({error.strerror}); choose another --out"
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return f"{run.parent}: another process is training here; wait for it, or choose another --out"
+    except OSError as error:
+        log.info("%s: cannot be locked (%s)", run, error.strerror)
+    return None
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ConfigError(f"device is {device!r}: give cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}: torch finds no GPU here, so give cpu")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device!r}: torch finds {torch.cuda.device_count()} GPUs here, counted from 0")
 
 
 # -------------------------------------------------------------------- what a run starts from
@@ -194,9 +229,10 @@ def start_of(settings: FullSettings, run: Path, world: World) -> Start:
     Raises ConfigError where vocabulary and shape do not go together, CheckpointError for an unsound model.
     """
     if settings.model is not None:
-        return start_from(settings.model, run, world, qat=settings.qat)
+        return start_from(settings, run, world, qat=settings.qat)
     assert settings.preset is not None
     config = PRESETS[settings.preset]
+    _check_length(settings, config)
     config = config if settings.qat is None else replace(config, mxfp4_experts=settings.qat)
     kept = run / TOKENIZER
     if world.is_main and settings.tokenizer is not None:
@@ -221,10 +257,12 @@ def start_of(settings: FullSettings, run: Path, world: World) -> Start:
     )
 
 
-def start_from(model: str, run: Path, world: World, *, qat: bool | None = None) -> Start:
+def start_from(settings: RecipeSettings, run: Path, world: World, *, qat: bool | None = None) -> Start:
     """The checkpoint that --model names; its vocabulary is copied into the run's folder."""
-    checkpoint = open_checkpoint(resolve_model(model))
+    assert settings.model is not None
+    checkpoint = open_checkpoint(resolve_model(settings.model))
     config = checkpoint.config if qat is None else replace(checkpoint.config, mxfp4_experts=qat)
+    _check_length(settings, config)
     named = tokenizer_file(checkpoint.folder)
     if named is None:
         raise CheckpointError(f"{checkpoint.folder}: has no vocabulary: put tokenizer.json into the folder")
@@ -242,6 +280,13 @@ def start_from(model: str, run: Path, world: World, *, qat: bool | None = None) 
         beside={name: path for name in _BESIDE if (path := named.parent / name).is_file()},
         generation_config=read_json(generation, CheckpointError) if generation.is_file() else greedy(tokenizer),
     )
+
+
+def _check_length(settings: RecipeSettings, config: ModelConfig) -> None:
+    if settings.max_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"max_length is {settings.max_length}: the model's context has {config.max_position_embeddings} tokens"
+        )
 
 
 def empty_model(config: ModelConfig, settings: RecipeSettings, world: World) -> Transformer:

@@ -167,7 +167,8 @@ class States:
             if damage is None:
                 facts = read_json(folder / STATE, TrainingError)
                 return State(folder=folder, step=step, facts=facts)
-            log.warning("%s: this state is passed over for the one before", damage)
+            if self.world.is_main:
+                log.warning("%s: this state is passed over for the one before", damage)
             damages.append(damage)
         if damages:
             raise TrainingError(f"{damages[0]}, and no state before it is whole: start again in another --out")
@@ -253,10 +254,16 @@ class _HashedFile(io.BufferedWriter):
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"))
         self.sha256 = hashlib.sha256()
+        self.refused: OSError | None = None
+        """What the disk said, which torch's writer turns into words about positions."""
 
     def write(self, buffer: Any, /) -> int:
         self.sha256.update(buffer)
-        return super().write(buffer)
+        try:
+            return super().write(buffer)
+        except OSError as error:
+            self.refused = error
+            raise
 
 
 class _HashedFiles(FileSystem):
@@ -271,8 +278,14 @@ class _HashedFiles(FileSystem):
             with super().create_stream(path, mode) as stream:
                 yield stream
             return
-        with _HashedFile(Path(path)) as file:
-            yield file
+        file = _HashedFile(Path(path))
+        try:
+            with file:
+                yield file
+        except RuntimeError:
+            if file.refused is None:
+                raise
+            raise file.refused from None
         self.digests[Path(path).name] = file.sha256.hexdigest()
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:

@@ -131,7 +131,6 @@ def _number_filtering(entry: Any, effort: Effort) -> list[str]:
     numbers: list[str] = ast.literal_eval(entry["question"].split("list: ")[1].split("\n")[0])
     kept: list[str] = ast.literal_eval(entry["answer"])
     lines = [f"{verb} what is {size} than {bound}."] if effort != "low" else []
-    lines.append(f"{verb.lower()} {'>' if size == 'larger' else '<'}{bound}")
     lines += scratch.filtered(numbers, bound, larger=size == "larger", keep=verb == "Keep", spoken=effort != "low")
     if effort == "high":
         lines.append(f"Kept {len(kept)} of {len(numbers)}: {' '.join(kept) or 'none'}.")

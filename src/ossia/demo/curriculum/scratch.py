@@ -213,15 +213,18 @@ def counted(word: str, letter: str, total: int = 0) -> tuple[str, int]:
 
 
 def filtered(numbers: list[str], bound: str, *, larger: bool, keep: bool, spoken: bool = False) -> list[str]:
-    """One line a number: how it compares, whether it stays, and all that stayed so far: the last has the answer."""
+    """What becomes of each relation, then one line a number: how it compares, and all that stayed so far.
+
+    The fate of a number is so read off the first line, and the answer off the last.
+    """
     wanted = ">" if larger else "<"
+    fates = {relation: "keep" if (relation == wanted) == keep else "drop" for relation in "><="}
     kept: list[str] = []
-    lines: list[str] = []
+    lines = [", ".join(f"{relation} {fate}" for relation, fate in fates.items())]
     for number in numbers:
         relation = ">" if int(number) > int(bound) else "<" if int(number) < int(bound) else "="
-        stays = (relation == wanted) == keep
-        if stays:
+        if fates[relation] == "keep":
             kept.append(number)
         reason = f", {'' if relation == wanted else 'not '}{'larger' if larger else 'smaller'}" if spoken else ""
-        lines.append(f"{number}{relation}{bound}{reason} {'keep' if stays else 'drop'}: {' '.join(kept)}".rstrip())
+        lines.append(f"{number}{relation}{bound}{reason} {fates[relation]}: {' '.join(kept)}".rstrip())
     return lines

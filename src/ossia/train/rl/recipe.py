@@ -20,7 +20,7 @@ from ossia.kernels import cpu
 from ossia.train.distributed import World
 from ossia.train.loop import Loop, Metrics
 from ossia.train.optim import Masters, Schedule
-from ossia.train.recipe import RecipeSettings, empty_model, export, open_run, start_from
+from ossia.train.recipe import RecipeSettings, empty_model, export, go_on, open_run, start_from
 from ossia.train.rl.environment import environment_of
 from ossia.train.rl.evaluate import Heldout
 from ossia.train.rl.feed import RolloutFeed
@@ -99,7 +99,7 @@ def train(settings: RlSettings, report: Callable[[Metrics], None]) -> Path:
         cpu.configure(settings.threads or None)
 
     # What learns. The masters are float32; the model holds them as a checkpoint would.
-    start = start_from(settings.model, run, world)
+    start = start_from(settings, run, world)
     model = empty_model(start.config, settings, world)
     masters = Masters.of(
         model,
@@ -169,8 +169,7 @@ def train(settings: RlSettings, report: Callable[[Metrics], None]) -> Path:
         peak=peak_of(torch.device(settings.device), model.embedding.weight.dtype).flops_per_s,
         world=world,
     )
-    if settings.resume:
-        loop.resume()
+    go_on(settings, loop)
     if loop.step == 0:
         loop.record({"step": 0, **measure(model)})
     loop.run()
