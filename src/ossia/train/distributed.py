@@ -12,7 +12,7 @@ Shapes: T tokens, K experts a token, E experts, P processes of a row, S tokens r
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,11 +91,6 @@ class World:
         """Whether this process speaks for all: it logs, reports and writes what is written once."""
         return self.rank == 0
 
-    @property
-    def expert_parallel(self) -> int:
-        """Processes among which the experts are cut."""
-        return self.mesh[EXPERTS].size() if self.mesh is not None else 1
-
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes, the same bits on each; outside of autograd."""
         if self.size == 1:
@@ -152,22 +147,21 @@ def _others_gone(error: RuntimeError) -> OthersGoneError:
 # -------------------------------------------------------------------- weights, cut
 
 
-def shard(model: Transformer, world: World, blocks: Iterable[nn.Module] | None = None) -> None:
+def shard(model: Transformer, world: World) -> None:
     """Cut the parameters of `model` among the processes, in place; nothing is done where there is one.
 
-    The model may be on the meta device; a parameter that is filled keeps its values. `blocks` are the modules that are
-    gathered one by one, those of the model where None. Raises ConfigError where the experts cannot be cut evenly.
+    The model may be on the meta device; a parameter that is filled keeps its values. Raises ConfigError where the
+    experts cannot be cut evenly.
     """
     mesh, everyone = world.mesh, world.everyone
     if mesh is None or everyone is None:
         return
-    divided = mesh[EXPERTS].size() > 1
-    if divided:
+    if mesh[EXPERTS].size() > 1:
         for module in model.modules():
             if isinstance(module, MixtureOfExperts):
                 module.experts = ParallelExperts.of(module.experts, mesh)
                 _gathered(fully_shard(module.experts, mesh=mesh[OUTER], shard_placement_fn=lambda _: Shard(1)))
-    for block in model.layers if blocks is None else blocks:
+    for block in model.layers:
         _gathered(fully_shard(block, mesh=everyone))
     _gathered(fully_shard(model.unembedding, mesh=everyone))
     _gathered(fully_shard(model, mesh=everyone))
