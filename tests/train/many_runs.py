@@ -25,13 +25,17 @@ def conversations(path: Path) -> None:
 
 def two_layers(folder: Path) -> None:
     """A new model of the bundled one's width: what processes send one another grows with its layers."""
-    config = replace(OSSIA_DEMO, num_hidden_layers=2, mxfp4_experts=False)
+    kinds = OSSIA_DEMO.layer_types[:2]
+    config = replace(OSSIA_DEMO, num_hidden_layers=2, layer_types=kinds, mxfp4_experts=False)
     weights = dict(initial_weights(build(config, select("torch")), 0))
     write_checkpoint(folder, config, weights, extra_files=[VOCABULARY])
 
 
 def sft(folder: Path) -> None:
-    """Train `MODEL`, or a new one of the bundled model's shape, to `STEPS` in `folder`; in float32 and without the quantiser, which would hide or enlarge rounding."""
+    """Train `MODEL`, or a new one of the bundled model's shape, to `STEPS` in `folder`.
+
+    In float32 and without the quantiser, which would hide or enlarge rounding.
+    """
     settings = SftSettings(
         out=folder,
         **(
