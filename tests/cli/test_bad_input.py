@@ -151,5 +151,5 @@ def refused(folder: Path, command: str) -> list[str]:
 
 def weights(folder: Path) -> dict[Path, bytes]:
     """Everything but what a run of training keeps for another try."""
-    kept = {folder / "new" / "run" / name for name in ("settings.toml", "tokenizer.json")}
+    kept = {folder / "new" / "run" / name for name in ("lock", "settings.toml", "tokenizer.json")}
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path not in kept}

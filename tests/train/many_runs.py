@@ -2,18 +2,10 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from ossia.config import OSSIA_DEMO
-from ossia.kernels import select
-from ossia.model.adapt import build
-from ossia.model.locate import demo_folder
-from ossia.model.write import write_checkpoint
-from ossia.train.optim import initial_weights
+import ossia.demo
 from ossia.train.sft import SftSettings, train
-
-VOCABULARY = demo_folder() / "tokenizer.json"
 
 
 def conversations(path: Path) -> None:
@@ -23,26 +15,12 @@ def conversations(path: Path) -> None:
     path.write_text("".join(line + "\n" for line in lines))
 
 
-def two_layers(folder: Path) -> None:
-    """A new model of the bundled one's width: what processes send one another grows with its layers."""
-    kinds = OSSIA_DEMO.layer_types[:2]
-    config = replace(OSSIA_DEMO, num_hidden_layers=2, layer_types=kinds, mxfp4_experts=False)
-    weights = dict(initial_weights(build(config, select("torch")), 0))
-    write_checkpoint(folder, config, weights, extra_files=[VOCABULARY])
-
-
 def sft(folder: Path) -> None:
-    """Train `MODEL`, or a new one of the bundled model's shape, to `STEPS` in `folder`.
-
-    In float32 and without the quantiser, which would hide or enlarge rounding.
-    """
+    """Train to `STEPS` in `folder`; in float32 and without the quantiser, which would hide or enlarge rounding."""
     settings = SftSettings(
         out=folder,
-        **(
-            {"model": os.environ["MODEL"]}
-            if "MODEL" in os.environ
-            else {"preset": "ossia-demo", "tokenizer": VOCABULARY}
-        ),
+        preset="ossia-demo",
+        tokenizer=Path(ossia.demo.__file__).with_name("tokenizer.json"),
         qat=False,
         precision="float32",
         data=(os.environ["DATA"],),

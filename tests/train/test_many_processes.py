@@ -43,40 +43,32 @@ def assert_same(out: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a model of two layers."""
-    path = tmp_path_factory.mktemp("model") / "model"
-    many_runs.two_layers(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: str, model: str) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     """The run in one process."""
-    return train(tmp_path_factory.mktemp("alone") / "out", data, 1, MODEL=model)
+    return train(tmp_path_factory.mktemp("alone") / "out", data, 1)
 
 
 @pytest.fixture(scope="module")
-def halfway(tmp_path_factory: pytest.TempPathFactory, data: str, model: str) -> Path:
+def halfway(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     """The run in two processes, ended after three steps."""
-    return train(tmp_path_factory.mktemp("halfway") / "out", data, 2, STEPS // 2, MODEL=model)
+    return train(tmp_path_factory.mktemp("halfway") / "out", data, 2, STEPS // 2)
 
 
 def test_two_processes_are_one(alone: Path, halfway: Path) -> None:
     assert losses(halfway) == pytest.approx(losses(alone)[: STEPS // 2], rel=1e-5)
 
 
-def test_two_processes_that_share_experts_are_one(tmp_path: Path, data: str, model: str, alone: Path) -> None:
-    assert_same(train(tmp_path / "out", data, 2, MODEL=model, EXPERT_PARALLEL="2"), alone)
+def test_two_processes_that_share_experts_are_one(tmp_path: Path, data: str, alone: Path) -> None:
+    assert_same(train(tmp_path / "out", data, 2, EXPERT_PARALLEL="2"), alone)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_state_of_two_processes_goes_on_in_any_number(
-    tmp_path: Path, data: str, model: str, alone: Path, halfway: Path, size: int
+    tmp_path: Path, data: str, alone: Path, halfway: Path, size: int
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(halfway, out)
-    train(out, data, size, MODEL=model, RESUME="1")
+    train(out, data, size, RESUME="1")
     assert_same(out, alone)
 
 
