@@ -1,6 +1,6 @@
 """A tiny run of `sft` killed at random moments and resumed each time, against an unbroken one.
 
-    python tests/train/kill.py --kills 10 --folder /tmp/kill      fails where any weight differs
+    python tests/train/kill.py --kills 10 --folder FOLDER      fails where any weight differs
 
 The moments are drawn by the log: after a number of further steps, and then some milliseconds, so that kills fall within
 steps, within saves and between them.

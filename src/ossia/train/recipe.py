@@ -58,7 +58,6 @@ class RecipeSettings(Settings):
     resume: bool = flag(False, help="Go on from the newest saved state in --out.", free=True)
     threads: int = flag(0, help="Threads of torch; 0 leaves it the choice.", min=0, free=True)
     device: str = flag("cpu", help="A torch device: cpu or cuda.", free=True)
-    expert_parallel: int = flag(1, help="Processes among which the experts are cut.", min=1, free=True)
 
     model: str | None = flag(None, help="Checkpoint to start from: demo, a folder, or a hub id.", group="Model")
     precision: Literal["bfloat16", "float32"] = flag("bfloat16", help="Of all that is computed.", group="Model")
@@ -108,6 +107,7 @@ class FullSettings(DataSettings):
     tokenizer: Path | None = flag(
         None, help="tokenizer.json or its folder for a new model; by default learnt from the curriculum.", group="Model"
     )
+    expert_parallel: int = flag(1, help="Processes among which the experts are cut.", min=1, free=True)
     qat: bool | None = flag(
         None, help="Experts are seen through MXFP4; by default where they are stored in it.", group="Model"
     )

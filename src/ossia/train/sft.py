@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on conversations: the recipe of the bundled model, and of any checkpoint that is there.
+"""Supervised fine-tuning on conversations, of a checkpoint that is there or of a new model.
 
     conversations → harmony tokens and a loss mask → packed batches → Transformer → loss → masters → checkpoint
 

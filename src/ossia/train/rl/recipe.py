@@ -89,7 +89,7 @@ class RlSettings(RecipeSettings):
 
 def train(settings: RlSettings, report: Callable[[Metrics], None]) -> Path:
     """Run the recipe; returns the folder of the finished checkpoint. `report` gets each line of the log."""
-    world = World.from_environment(expert_parallel=settings.expert_parallel, device=settings.device)
+    world = World.from_environment(device=settings.device)
     if world.size > 1:
         raise ConfigError(f"rl runs in one process, not in {world.size}: start it without torchrun")
     practice = environment_of(settings.environment, split="train", seed=settings.seed)
